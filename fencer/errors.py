@@ -1,0 +1,178 @@
+"""Every error that Fencer raises, and whether anything changed when it does.
+
+    FencerError
+    ├── InvalidArgument (also ValueError)   nothing was sent
+    ├── NotAcquired                         somebody else holds the lease
+    │   └── AcquireTimeout (also TimeoutError)
+    ├── LeaseLost                           this lease has ended; its token is stale
+    ├── StaleToken                          a guard refused the write; nothing was written
+    ├── ServerFailed                        the embedded server did not start or stop
+    └── StoreError                          the server refused; nothing changed
+        ├── StoreUnavailable                no answer; see ``maybe_applied``
+        └── ScriptError                     a script failed; nothing changed unless it says so
+
+Messages are built from the attributes, so that a handler can use either. The driver's exception,
+where there is one, is the ``__cause__``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class FencerError(Exception):
+    """The root of all errors of this package. All of them can be pickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), self.args, self.__dict__.copy())
+
+
+class InvalidArgument(FencerError, ValueError):
+    """The caller passed something that cannot be meant. Nothing was sent."""
+
+
+class NotAcquired(FencerError):
+    """Somebody else holds the lease. Nothing changed.
+
+    Attributes:
+        name: the lease asked for.
+        holder: who has it, as far as the server could tell.
+        remaining: seconds until it ends unless it is renewed; ``None`` if the lock key never ends.
+    """
+
+    def __init__(self, name: str, holder: str, remaining: float | None) -> None:
+        self.name = name
+        self.holder = holder
+        self.remaining = remaining
+        super().__init__(f"{self._held()}. {self._advice()}")
+
+    def _held(self) -> str:
+        return f"{self.name!r} is held by {self.holder!r}"
+
+    def _advice(self) -> str:
+        if self.remaining is None:
+            return (
+                "Its lock key has no time limit, so Fencer did not write it: find out who did, "
+                "and delete the key by hand if it is a left-over"
+            )
+        return (
+            f"It ends in {self.remaining:.3f} s unless it is renewed: "
+            "pass wait=SECONDS to wait for it, or ask again later"
+        )
+
+
+class AcquireTimeout(NotAcquired, TimeoutError):
+    """Somebody else still held the lease when the time to wait was over. Nothing is left held.
+
+    Attributes: those of `NotAcquired`, and ``waited``, the seconds spent waiting.
+    """
+
+    def __init__(self, name: str, holder: str, remaining: float | None, waited: float) -> None:
+        self.waited = waited
+        super().__init__(name, holder, remaining)
+
+    def _held(self) -> str:
+        return f"{self.name!r} was still held by {self.holder!r} after waiting {self.waited:.3f} s"
+
+
+class LeaseLost(FencerError):
+    """The lease has ended without a release of its own: its token must not be used any more.
+
+    Attributes:
+        name, token: the lease that was lost.
+        reason: a short sentence that says how.
+    """
+
+    def __init__(self, name: str, token: int, reason: str) -> None:
+        self.name = name
+        self.token = token
+        self.reason = reason
+        super().__init__(
+            f"the lease on {name!r} with token {token} is lost: {reason}. "
+            "Stop the work it protects; acquire anew to go on"
+        )
+
+
+class StaleToken(FencerError):
+    """A guard refused the token: a newer holder has been here. Nothing was written.
+
+    Attributes:
+        resource: what the guard protects.
+        token: the one that was refused.
+        highest: the largest token that the guard has accepted.
+    """
+
+    def __init__(self, resource: str, token: int, highest: int) -> None:
+        self.resource = resource
+        self.token = token
+        self.highest = highest
+        if token == highest:
+            why = f"another grant has already written with the same token {highest}"
+        else:
+            why = f"the guard has accepted token {highest} since"
+        super().__init__(
+            f"{resource!r} refused token {token}: {why}. "
+            "This holder has been replaced: stop, and acquire anew"
+        )
+
+
+class ServerFailed(FencerError):
+    """The embedded server could not be found, started or stopped.
+
+    Attributes:
+        log: the last lines that the server printed, empty if there were none.
+    """
+
+    def __init__(self, message: str, log: str = "") -> None:
+        self.log = log
+        super().__init__(f"{message}\n{log}".rstrip())
+
+
+class StoreError(FencerError):
+    """The server answered with a refusal. Nothing changed.
+
+    Attributes:
+        code: the server's word for it, such as ``READONLY``, ``OOM``, ``NOPERM``, ``BUSY``.
+    """
+
+    def __init__(self, message: str, *, code: str = "") -> None:
+        self.code = code
+        super().__init__(message)
+
+
+class StoreUnavailable(StoreError):
+    """No answer came: the server cannot be reached, is loading, or the connection was cut.
+
+    Attributes:
+        maybe_applied: ``False`` if nothing was sent, so that nothing changed; ``True`` if the
+            request may have been carried out though its reply was lost.
+    """
+
+    def __init__(self, message: str, *, maybe_applied: bool, code: str = "") -> None:
+        self.maybe_applied = maybe_applied
+        tail = "It may have been applied" if maybe_applied else "Nothing was sent"
+        super().__init__(f"{message}. {tail}", code=code)
+
+
+class ScriptError(StoreError):
+    """A script stopped with an error, such as a key of the wrong type. Nothing changed.
+
+    Only a guard's transaction can fail in the middle, and its message then says what was applied.
+
+    Attributes:
+        script: which one, such as ``acquire``.
+        line: the line in ``lua/<script>.lua``, or ``None`` if the server did not say.
+    """
+
+    def __init__(self, message: str, *, script: str, line: int | None, code: str = "") -> None:
+        self.script = script
+        self.line = line
+        place = f"lua/{script}.lua:{line}" if line is not None else f"lua/{script}.lua"
+        super().__init__(f"{place}: {message}", code=code)
+
+
+def _rebuild(kind: type[FencerError], args: tuple[Any, ...], attributes: dict[str, Any]) -> Any:
+    error = kind.__new__(kind, *args)
+    error.args = args
+    error.__dict__.update(attributes)
+    return error
