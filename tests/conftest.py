@@ -1,0 +1,3 @@
+"""Lists the fixtures, which live in one module per subject."""
+
+pytest_plugins = ["tests.fix_servers"]
