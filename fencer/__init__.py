@@ -1,3 +1,51 @@
-"""Leases with monotonic fencing tokens on Redis or Valkey."""
+"""Leases with monotonic fencing tokens on Redis or Valkey, and guards that refuse stale writers."""
+
+from fencer import embedded, guards
+from fencer.aio import AsyncFencer, AsyncLease, connect_async
+from fencer.client import Fencer, Lease, connect
+from fencer.errors import (
+    AcquireTimeout,
+    FencerError,
+    InvalidArgument,
+    LeaseLost,
+    NotAcquired,
+    ScriptError,
+    ServerFailed,
+    StaleToken,
+    StoreError,
+    StoreUnavailable,
+)
+from fencer.records import Event, Leader, Status, Waiter
+from fencer.sequencer import Sequencer
 
 __version__ = "0.1.0.dev0"
+
+__all__ = [
+    # Leases, with threads and on asyncio
+    "Fencer",
+    "Lease",
+    "connect",
+    "AsyncFencer",
+    "AsyncLease",
+    "connect_async",
+    "Sequencer",
+    # What the store says
+    "Event",
+    "Leader",
+    "Status",
+    "Waiter",
+    # Parts
+    "embedded",
+    "guards",
+    # Errors
+    "AcquireTimeout",
+    "FencerError",
+    "InvalidArgument",
+    "LeaseLost",
+    "NotAcquired",
+    "ScriptError",
+    "ServerFailed",
+    "StaleToken",
+    "StoreError",
+    "StoreUnavailable",
+]

@@ -150,8 +150,15 @@ class StoreUnavailable(StoreError):
 
     def __init__(self, message: str, *, maybe_applied: bool, code: str = "") -> None:
         self.maybe_applied = maybe_applied
-        tail = "It may have been applied" if maybe_applied else "Nothing was sent"
+        self._message = message
+        tail = "It may have been applied" if maybe_applied else "Nothing was changed"
         super().__init__(f"{message}. {tail}", code=code)
+
+    def told(self, *, maybe_applied: bool) -> StoreUnavailable:
+        """The same error with another ``maybe_applied``: an earlier try counts too."""
+        if maybe_applied == self.maybe_applied:
+            return self
+        return StoreUnavailable(self._message, maybe_applied=maybe_applied, code=self.code)
 
 
 class ScriptError(StoreError):

@@ -1,0 +1,607 @@
+"""The protocol core: what to ask the store, in which order, and what its answers mean.
+
+Nothing here touches a socket. Each operation is a generator that yields steps (`Call`, `Sleep`,
+`Enter`, `Wait`, `Leave`), is sent what each comes to, and returns its result; a driver
+(`fencer._drive`) carries the steps out. A fault is thrown into the generator, so that the rules for
+retries and for giving back stand here, once:
+
+- A call is repeated only if that is the same as asking once; all scripts but the guard's are.
+- An acquire that fails in a way that may have been applied, or is interrupted, is given back.
+- Time is counted from before a request is first sent.
+
+How a wait works: the waiter listens, and then joins the line on the server. Whoever frees the name
+hands it to the first in line and tells it (GRANT); it has a short time to claim it by a renew. The
+first in line watches for the end of the lease, and the second a moment later, lest the first stands
+still (HEAD tells them); the others look now and then. Each loss of a message is healed by a look.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import random
+import secrets
+import sys
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+from fencer import _check, _clock
+from fencer._keys import Keyspace
+from fencer._scripts import Script, load
+from fencer.errors import AcquireTimeout, NotAcquired, StoreError, StoreUnavailable
+from fencer.records import Event, Status, Waiter
+
+_PAUSES = (0.02, 0.1)
+"""Seconds to wait before a second and a third try of a call that got no answer."""
+
+_OUTAGE = (0.05, 0.3)
+"""Seconds between two tries of a waiter while the server cannot be reached, drawn evenly."""
+
+_LOOK = 15.0
+"""Seconds after which every waiter looks at the lease, even if it has heard nothing.
+
+The server forgets a line at which nobody has looked for four times as long.
+"""
+
+_BEHIND = 0.25
+"""Seconds by which each waiter lets the one before it go first when a lease ends."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """Run a script. The driver answers with its reply, or throws a `StoreError`."""
+
+    script: Script
+    keys: tuple[str | bytes, ...]
+    args: tuple[str | bytes | int | float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """Run a command that only reads. The driver answers as to a `Call`."""
+
+    words: tuple[str | int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Run several calls in one trip.
+
+    The driver answers with a list: for each call its reply, or the `StoreError` that it met.
+    """
+
+    calls: tuple[Call, ...]
+    timeout: float
+    """Seconds to wait for the replies."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sleep:
+    """Do nothing for a while."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Enter:
+    """Listen for a grant. The driver answers with the channel, or ``None`` if it takes too long."""
+
+    grant: str
+    seconds: float
+    """How long to wait for the server to confirm it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Wait for a `Wakeup` of a grant that was entered. The driver answers with it, or ``None``."""
+
+    grant: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Leave:
+    """Listen for a grant no longer."""
+
+    grant: str
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """Somebody else holds the lease that is waited for. Only an acquire that reports yields it."""
+
+    holder: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """Have a guard accept a lease. The driver throws what it raises."""
+
+    guard: Any
+    lease: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Wakeup:
+    """What a waiter hears.
+
+    Attributes:
+        kind: ``GRANT``, you have it, with its token and since_ms; ``HEAD``, you are among the first
+            in line, with the milliseconds until the lease ends and your place; ``LOOK``, something
+            may have been missed.
+        numbers: as the kind says.
+    """
+
+    kind: str
+    numbers: tuple[int, ...] = ()
+
+
+T = TypeVar("T")
+Step = Call | Command | Batch | Sleep | Enter | Wait | Leave | Seen | Stamp
+Steps = Generator[Step, Any, T]
+
+
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """A lease as the store granted it."""
+
+    name: str
+    token: int
+    grant: str
+    holder: str
+    ttl_ms: int
+    about: dict[str, Any]
+    since_ms: int
+    deadline: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """What an acquire asks for. Each place in line has a grant id of its own."""
+
+    name: str
+    holder: str
+    ttl_ms: int
+    about: dict[str, Any]
+    grant: str
+
+    def granted(self, token: int, since_ms: int, deadline: float = -math.inf) -> Granted:
+        """The lease that was granted; without a deadline it has yet to be claimed."""
+        return Granted(
+            self.name, token, self.grant, self.holder, self.ttl_ms, self.about, since_ms, deadline
+        )
+
+
+@dataclass(slots=True)
+class _Seen:
+    """What an acquire has seen last: who holds the lease, and the own place in line."""
+
+    holder: str
+    look: float
+    report: bool
+    remaining: float | None = 0.0
+    place: int | None = None
+
+    def patience(self) -> float:
+        """Seconds after which to look at the lease if nothing is heard."""
+        if self.place:
+            soon = max(0.5, self.remaining or 0.0) + _BEHIND * min(self.place, 8)
+            return min(self.look, soon) * random.uniform(1.0, 1.2)
+        # The first in line comes right after the end, and the server counts in milliseconds.
+        return min(self.look, 1.0 if self.remaining is None else self.remaining + 0.002)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What is the same for all leases of one client."""
+
+    keyspace: Keyspace = field(default_factory=Keyspace)
+    minting: str = "time"
+    keep_ms: int = 30 * 86_400_000
+    history_length: int = 1_000
+    clock: Callable[[], float] = _clock.now
+
+
+def wakeup(message: bytes | str) -> tuple[str, Wakeup]:
+    """Read what a script published: the grant that it is for, and what it says.
+
+    Anybody can publish: what no script of ours did is for nobody.
+    """
+    try:
+        kind, grant, first, second = text(message).split(" ")
+        return grant, Wakeup(kind, (int(first), int(second)))
+    except ValueError:
+        return "", Wakeup("LOOK")
+
+
+def text(value: Any) -> str:
+    """A string of a reply; with ``decode_responses`` the driver has made it one already."""
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def ask(call: Call, *, repeat: bool = True) -> Steps[list[Any]]:
+    """Make a call; where no answer comes, try it again, unless it must not be applied twice."""
+    reply, _ = yield from _insist(call, repeat=repeat)
+    return [text(reply[0]), *reply[1:]]
+
+
+def _insist(step: Call | Command, *, repeat: bool = True) -> Steps[tuple[Any, bool]]:
+    """The reply, and whether an earlier try may still be on its way."""
+    maybe_applied = False
+    for pause in (*_PAUSES, None):
+        try:
+            return (yield step), maybe_applied
+        except StoreUnavailable as error:
+            maybe_applied = maybe_applied or error.maybe_applied
+            if pause is None or (maybe_applied and not repeat):
+                raise error.told(maybe_applied=maybe_applied) from error.__cause__
+        yield Sleep(pause)
+    raise AssertionError("the last try either returns or raises")
+
+
+class Protocol:
+    """The operations on leases."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self.clock = settings.clock
+
+    def acquire(
+        self,
+        name: str,
+        holder: str,
+        ttl_ms: int,
+        wait: float,
+        about: dict[str, Any],
+        look: float | None = None,
+    ) -> Steps[Granted]:
+        """Get the lease, waiting at most ``wait`` seconds in line for it.
+
+        An election's candidate looks at the lease each ``look`` seconds, and reports whom it saw.
+        """
+        begun = self.clock()
+        seen = _Seen(holder, look or _LOOK, report=look is not None)
+        ask_for = _Request(name, holder, ttl_ms, about, _new_grant())
+        try:
+            granted = yield from self._look(ask_for, seen)
+        except BaseException as error:
+            if _may_have_been_granted(error):
+                yield from self._cancel(self.release_call(ask_for))
+            raise
+        while granted is None:
+            if wait == 0:
+                raise NotAcquired(name, seen.holder, seen.remaining)
+            ask_for = replace(ask_for, grant=_new_grant())
+            granted = yield from self._wait_in_line(ask_for, seen, begun, begun + wait)
+        return granted
+
+    def _wait_in_line(
+        self, ask_for: _Request, seen: _Seen, begun: float, until: float
+    ) -> Steps[Granted | None]:
+        """Stay in line until the lease is granted; ``None`` if the place was lost."""
+        try:
+            try:
+                return (yield from self._stand_in_line(ask_for, seen, begun, until))
+            finally:
+                if not isinstance(sys.exception(), GeneratorExit):
+                    yield Leave(ask_for.grant)
+        except BaseException as error:
+            if not isinstance(error, GeneratorExit):
+                yield from self._cancel(self.release_call(ask_for))
+            raise
+
+    def _stand_in_line(
+        self, ask_for: _Request, seen: _Seen, begun: float, until: float
+    ) -> Steps[Granted | None]:
+        channel = yield from self._enter(ask_for.grant, until)
+        if channel is None:
+            raise self._too_late(ask_for, seen, begun)
+        place = "join"
+        while True:
+            try:
+                granted = yield from self._look(ask_for, seen, place, channel)
+                if granted or seen.place is None:
+                    return granted
+                place = "stay"
+                heard = yield from self._hear(ask_for.grant, seen, until)
+                if heard is not None and heard.kind == "GRANT":
+                    handed = ask_for.granted(*heard.numbers)
+                    claimed = yield from self._claim(handed)
+                    if claimed is None:
+                        yield from self.give_back(handed)
+                    return claimed
+            except StoreUnavailable:
+                if self.clock() >= until:
+                    raise
+                yield Sleep(random.uniform(*_OUTAGE))
+                continue
+            if self.clock() >= until:
+                raise self._too_late(ask_for, seen, begun)
+
+    def _too_late(self, ask_for: _Request, seen: _Seen, begun: float) -> AcquireTimeout:
+        return AcquireTimeout(ask_for.name, seen.holder, seen.remaining, self.clock() - begun)
+
+    def _enter(self, grant: str, until: float) -> Steps[str | None]:
+        while True:
+            try:
+                channel: str | None = yield Enter(grant, max(0.0, until - self.clock()))
+            except StoreUnavailable:
+                if self.clock() >= until:
+                    raise
+                yield Sleep(random.uniform(*_OUTAGE))
+                continue
+            if channel is not None or self.clock() >= until:
+                return channel
+
+    def _hear(self, grant: str, seen: _Seen, until: float) -> Steps[Wakeup | None]:
+        """Wait for a grant, for the time to look at the lease again, or for the end of patience."""
+        pause = seen.patience()
+        while True:
+            heard: Wakeup | None = yield Wait(grant, max(0.0, min(pause, until - self.clock())))
+            if heard is None or heard.kind != "HEAD":
+                return heard
+            remaining_ms, seen.place = heard.numbers
+            seen.remaining = remaining_ms / 1000
+            pause = seen.patience()
+
+    def _look(
+        self, ask_for: _Request, seen: _Seen, waiting: str = "no", channel: str = ""
+    ) -> Steps[Granted | None]:
+        """Ask for the lease once. If somebody has it, ``seen`` tells who, and the place in line."""
+        started = self.clock()
+        call = self._acquire_call(ask_for, waiting, channel)
+        reply, doubtful = yield from _insist(call)
+        seen.place = None
+        match [text(reply[0]), *reply[1:]]:
+            case ["GRANTED", token, since_ms]:
+                granted = ask_for.granted(token, since_ms, started + self.belief(ask_for.ttl_ms))
+                return (yield from self._in_time(granted))
+            case ["HELD" | "QUEUED", other, remaining_ms, *place]:
+                seen.holder = text(other)
+                seen.remaining = None if remaining_ms == -1 else remaining_ms / 1000
+                seen.place = place[0] if place else None
+                if doubtful and seen.place is None:
+                    # A first try that is still on its way must not be granted behind our back.
+                    yield from self._cancel(self.release_call(ask_for))
+                if seen.report:
+                    yield Seen(seen.holder)
+        return None
+
+    def _in_time(self, granted: Granted) -> Steps[Granted]:
+        """Renew at once a grant whose reply took longer than its ttl."""
+        if granted.deadline > self.clock():
+            return granted
+        claimed = yield from self._claim(granted)
+        if claimed is None:
+            yield from self.give_back(granted)
+            raise StoreUnavailable(
+                "the server takes so long to answer that nothing is left of a ttl of "
+                f"{granted.ttl_ms / 1000:g} s: choose a longer one",
+                maybe_applied=False,
+            )
+        return claimed
+
+    def _claim(self, granted: Granted) -> Steps[Granted | None]:
+        """Renew what was granted, and count from now on; ``None`` if it is too late."""
+        started = self.clock()
+        reply = yield from self.renewal(granted, granted.ttl_ms)
+        deadline = started + self.belief(granted.ttl_ms)
+        if reply[0] != "RENEWED" or deadline <= self.clock():
+            return None
+        return replace(granted, deadline=deadline)
+
+    def give_back(self, lease: Granted) -> Steps[None]:
+        """Release a lease that nobody uses. What cannot be sent now ends with its ttl."""
+        yield from self._cancel(self.release_call(lease, lease.token))
+
+    def _cancel(self, release: Call) -> Steps[None]:
+        try:
+            yield release
+        except (StoreError, GeneratorExit):
+            pass
+        except BaseException:
+            with contextlib.suppress(StoreError):
+                yield release  # Interrupted while giving back: it may not have been sent.
+            raise
+
+    def renewal(self, lease: Granted, ttl_ms: int, *, describe: bool = False) -> Steps[list[Any]]:
+        """Renew; if the info key was missing, write it anew."""
+        reply = yield from ask(self.renew_call(lease, ttl_ms, describe=describe))
+        if reply == ["RENEWED", 0]:
+            reply = yield from ask(self.renew_call(lease, ttl_ms, describe=True))
+        return reply
+
+    def release(self, lease: Granted) -> Steps[bool]:
+        """Release; whether the lease was still the last one."""
+        call = self.release_call(lease, lease.token)
+        try:
+            reply = yield from ask(call)
+        except (StoreError, GeneratorExit):
+            raise
+        except BaseException:
+            yield from self._cancel(call)  # Interrupted: it may not have been sent.
+            raise
+        return bool(reply[0] == "RELEASED")
+
+    def inspect(self, name: str) -> Steps[Status]:
+        """Tell who has the lease."""
+        keys = self._settings.keyspace.of(name)
+        five = keys.lock, keys.token, keys.info, keys.queue, keys.waiters
+        status, issued, count, flat, *held = yield from ask(Call(load("inspect"), five, ()))
+        line = tuple(
+            Waiter(text(holder), age_ms / 1000)
+            for holder, age_ms in zip(flat[::2], flat[1::2], strict=True)
+        )
+        if status == "FREE":
+            return Status(name, False, None, None, None, issued, count, line)
+        holder, remaining_ms, info = held
+        described = json.loads(info) if info else {}
+        return Status(
+            name=name,
+            held=True,
+            holder=text(holder),
+            token=described.get("token"),
+            remaining=None if remaining_ms == -1 else remaining_ms / 1000,
+            issued=issued,
+            waiters=count,
+            line=line,
+            info=described,
+        )
+
+    def revoke(self, name: str, token: int | None) -> Steps[int | None]:
+        """End the lease with this token, or the one that is held now; its token if one ended."""
+        if token is None:
+            status = yield from self.inspect(name)
+            if not status.held:
+                return None
+            token = status.token
+            if token is None:
+                raise self._foreign(name, status.holder or "")
+        reply = yield from ask(
+            Call(
+                load("revoke"),
+                self._all(name),
+                (token, self._settings.keep_ms, self._settings.history_length),
+            )
+        )
+        if reply[0] == "FOREIGN":
+            raise self._foreign(name, text(reply[1]))
+        return token if reply[0] == "REVOKED" else None
+
+    def advance(self, name: str, beyond: int) -> Steps[bool]:
+        """Make the next token larger than ``beyond``; whether anything had to change."""
+        reply = yield from ask(
+            Call(
+                load("advance"),
+                self._all(name),
+                (beyond, self._settings.keep_ms, self._settings.history_length),
+            )
+        )
+        if reply[0] == "FOREIGN":
+            raise self._foreign(name, text(reply[1]))
+        return bool(reply[0] == "ADVANCED")
+
+    def history(self, name: str, count: int) -> Steps[list[Event]]:
+        """Read the latest events, oldest first."""
+        key = self._settings.keyspace.of(name).history
+        entries = yield from read("XREVRANGE", key, "+", "-", "COUNT", count)
+        return [_event(text(entry_id), fields) for entry_id, fields in reversed(entries)]
+
+    def names(self, cursor: str) -> Steps[tuple[str, list[str]]]:
+        """Read some of the names, and where to go on; from "0" to "0"."""
+        keyspace = self._settings.keyspace
+        command = "SCAN", cursor, "MATCH", keyspace.pattern(), "COUNT", 1_000
+        following, keys = yield from read(*command)
+        names = []
+        for key in keys:
+            with contextlib.suppress(UnicodeDecodeError):  # no key of ours
+                names.append(keyspace.name_in(text(key)))
+        return text(following), names
+
+    def belief(self, ttl_ms: int) -> float:
+        """For how many seconds a holder may believe in a ttl."""
+        return ttl_ms / 1000 - _clock.margin(ttl_ms / 1000)
+
+    def _foreign(self, name: str, value: str) -> StoreError:
+        key = self._settings.keyspace.of(name).lock
+        return StoreError(
+            f"the key {key!r} holds {value!r}, which is not the lease that Fencer granted last. "
+            "Nothing was changed: find out who wrote it, and delete it by hand if it is left over",
+            code="FOREIGN",
+        )
+
+    def _all(self, name: str) -> tuple[str, ...]:
+        keys = self._settings.keyspace.of(name)
+        return keys.lock, keys.token, keys.info, keys.history, keys.queue, keys.waiters
+
+    def _acquire_call(self, ask_for: _Request, waiting: str, channel: str) -> Call:
+        settings = self._settings
+        return Call(
+            load("acquire"),
+            self._all(ask_for.name),
+            (
+                ask_for.holder,
+                ask_for.grant,
+                ask_for.ttl_ms,
+                self._keep_ms(ask_for.ttl_ms),
+                _check.json_text(ask_for.about),
+                settings.minting,
+                settings.history_length,
+                waiting,
+                channel,
+            ),
+        )
+
+    def renew_call(self, lease: Granted, ttl_ms: int, *, describe: bool) -> Call:
+        """The call that renews; with ``describe`` it writes the info key anew."""
+        info = ""
+        if describe:
+            fields = {**lease.about, "grant": lease.grant}
+            head = _check.json_text(fields)[:-1]
+            # As acquire.lua writes it: the other scripts read this tail.
+            info = (
+                f'{head},"ttl":{ttl_ms / 1000:.14g},"token":{lease.token},'
+                f'"since":{lease.since_ms / 1000:.3f}}}'
+            )
+        keys = self._settings.keyspace.of(lease.name)
+        return Call(
+            load("renew"),
+            (keys.lock, keys.token, keys.info),
+            (lease.holder, lease.token, ttl_ms, self._keep_ms(ttl_ms), info),
+        )
+
+    def release_call(self, lease: _Request | Granted, token: int = 0) -> Call:
+        """The call that releases; without a token, the one that cancels an acquire."""
+        settings = self._settings
+        return Call(
+            load("release"),
+            self._all(lease.name),
+            (
+                lease.holder,
+                lease.grant,
+                token,
+                settings.keep_ms,
+                settings.minting,
+                settings.history_length,
+            ),
+        )
+
+    def _keep_ms(self, ttl_ms: int) -> int:
+        return max(self._settings.keep_ms, ttl_ms)
+
+
+def read(*words: str | int) -> Steps[Any]:
+    """Run a command that only reads, and so can always be repeated."""
+    reply, _ = yield from _insist(Command(words))
+    return reply
+
+
+def _event(entry_id: str, raw: list[Any]) -> Event:
+    fields = {text(key): text(value) for key, value in zip(raw[::2], raw[1::2], strict=True)}
+    return Event(
+        at=int(entry_id.partition("-")[0]) / 1000,
+        event=fields.get("event", ""),
+        token=int(fields.get("token", 0)),
+        holder=fields.get("holder", ""),
+        grant=fields.get("grant", ""),
+    )
+
+
+def _new_grant() -> str:
+    return secrets.token_hex(16)
+
+
+def _may_have_been_granted(error: BaseException) -> bool:
+    if isinstance(error, GeneratorExit):
+        return False  # The driver has gone: nothing can be sent any more.
+    if isinstance(error, StoreUnavailable):
+        return error.maybe_applied
+    return not isinstance(error, StoreError)
+
+
+def about(holder: str, host: str, info: dict[str, Any]) -> dict[str, Any]:
+    """What the info key says beside the lease itself: the caller's own fields come first."""
+    return {**info, "holder": holder, "host": host, "pid": os.getpid()}

@@ -1,0 +1,1 @@
+"""Faults made on purpose, on the way between clients and a server: for the tests and the drills."""

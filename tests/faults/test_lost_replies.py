@@ -1,0 +1,394 @@
+"""Promise 5: asking twice is asking once. Replies get lost, are cut, or nobody waits for them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
+
+import pytest
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+import fencer
+from fencer import Sequencer, _scripts
+from fencer.drill.proxy import Proxy
+from fencer.embedded import Server
+from fencer.guards import RedisGuard
+from tests.faults import twins
+from tests.faults.processes import Worker
+from tests.fix_api import Connect, on_threads, plain
+
+Then = Literal["cut", "silence"]
+
+both_ways = pytest.mark.parametrize("then", ["cut", "silence"])
+
+
+@pytest.fixture
+def proxy(shared_server: Server) -> Iterator[Proxy]:
+    """Stands before the shared server."""
+    with Proxy(("127.0.0.1", shared_server.port)) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def near(client: fencer.Fencer, redis_client: redis.Redis) -> fencer.Fencer:
+    """A client past the proxy; the server knows every script."""
+    with client.acquire("warm") as lease:
+        lease.renew()
+        RedisGuard(redis_client, "warm").check(plain(lease))
+    client.revoke("warm", token=1)
+    client.advance("warm", 1)
+    client.inspect("warm")
+    return client
+
+
+@pytest.fixture
+def far(near: fencer.Fencer, proxy: Proxy, connect: Connect) -> fencer.Fencer:
+    """A client through the proxy, already connected."""
+    far = connect(proxy.url, socket_timeout=0.5)
+    far.inspect("orders")
+    return far
+
+
+@pytest.fixture
+def far_guard(redis_client: redis.Redis, proxy: Proxy) -> Iterator[RedisGuard]:
+    """A guard through the proxy, already connected; the server knows its script."""
+    RedisGuard(redis_client, "warm").check(1)
+    with redis.Redis.from_url(proxy.url, retry=Retry(NoBackoff(), 0), socket_timeout=0.5) as far:
+        far.ping()
+        yield RedisGuard(far, "orders")
+
+
+def lose(proxy: Proxy, script: str, count: int = 1, then: Then = "cut") -> None:
+    """Lose the replies to the next calls of a script."""
+    proxy.swallow_reply(count, match=_scripts.load(script).sha.encode(), then=then)
+
+
+def events(client: fencer.Fencer) -> list[tuple[str, int]]:
+    """The history of the name."""
+    return [(event.event, event.token) for event in client.history("orders")]
+
+
+def await_true(condition: Callable[[], bool]) -> None:
+    """For what another process does."""
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen within 10 s"
+        time.sleep(0.001)
+
+
+# One reply lost: the repetition answers as the first would have.
+
+
+@both_ways
+def test_acquire(far: fencer.Fencer, near: fencer.Fencer, proxy: Proxy, then: Then) -> None:
+    """The repetition would be refused, and the lease held by nobody; or two tokens be issued."""
+    lose(proxy, "acquire", then=then)
+    lease = far.acquire("orders")
+    assert proxy.swallowed == 1
+    assert events(near) == [("grant", lease.token)]
+    assert near.inspect("orders").token == lease.token
+    lease.renew()
+    assert lease.release()
+
+
+@both_ways
+def test_renew(far: fencer.Fencer, near: fencer.Fencer, proxy: Proxy, then: Then) -> None:
+    """One lost packet would cost a holder its lease."""
+    lease = far.acquire("orders")
+    lose(proxy, "renew", then=then)
+    lease.renew()
+    assert proxy.swallowed == 1
+    assert near.inspect("orders").token == lease.token
+    assert events(near) == [("grant", lease.token)]
+
+
+@both_ways
+def test_release(far: fencer.Fencer, near: fencer.Fencer, proxy: Proxy, then: Then) -> None:
+    """A holder that was alone to the end would hear that it was not."""
+    lease = far.acquire("orders")
+    lose(proxy, "release", then=then)
+    assert lease.release() is True
+    assert proxy.swallowed == 1
+    assert not near.inspect("orders").held
+    assert events(near) == [("grant", lease.token), ("release", lease.token)]
+
+
+@both_ways
+@pytest.mark.parametrize("named", [True, False])
+def test_revoke(
+    far: fencer.Fencer, near: fencer.Fencer, proxy: Proxy, then: Then, named: bool
+) -> None:
+    """An operator who ended a lease would hear that there was none."""
+    lease = near.acquire("orders")
+    lose(proxy, "revoke", then=then)
+    assert far.revoke("orders", lease.token if named else None) == lease.token
+    assert proxy.swallowed == 1
+    assert events(near) == [("grant", lease.token), ("revoke", lease.token)]
+
+
+@both_ways
+def test_advance(far: fencer.Fencer, near: fencer.Fencer, proxy: Proxy, then: Then) -> None:
+    """An operator who lifted the tokens would hear that there was nothing to do."""
+    beyond = near.acquire("orders").token + 1000
+    lose(proxy, "advance", then=then)
+    assert far.advance("orders", beyond) is True
+    assert proxy.swallowed == 1
+    assert events(near)[1:] == [("advance", beyond)]
+    assert near.acquire("orders").token > beyond
+
+
+@both_ways
+def test_guard_check(far_guard: RedisGuard, proxy: Proxy, then: Then) -> None:
+    """The rightful holder would be fenced off by its own first try."""
+    lose(proxy, "guard", then=then)
+    far_guard.check(Sequencer("orders", 5, "a" * 32, "me"))
+    assert proxy.swallowed == 1
+    assert far_guard.highest() == 5
+
+
+@pytest.mark.parametrize("after", [1, 9, 20])
+@pytest.mark.parametrize("script", ["acquire", "renew", "release"])
+def test_a_reply_cut_in_the_middle(
+    far: fencer.Fencer, near: fencer.Fencer, proxy: Proxy, script: str, after: int
+) -> None:
+    """Half a reply would be taken for one, or be read as the start of the next."""
+    proxy.cut_reply(after, match=_scripts.load(script).sha.encode())
+    lease = far.acquire("orders")
+    lease.renew()
+    assert lease.release() is True
+    assert proxy.cut == 1
+    assert events(near) == [("grant", lease.token), ("release", lease.token)]
+
+
+def acquire_means_held(acquired: bool, held: bool) -> None:
+    """The check: what the caller hears is what the store has."""
+    assert acquired == held, "held by nobody"
+
+
+def test_a_retry_without_a_grant_id_fails(proxy: Proxy, redis_client: redis.Redis) -> None:
+    """The reply would not be lost, and every lock would pass."""
+    with redis.Redis.from_url(proxy.url, retry=Retry(NoBackoff(), 0)) as through:
+        through.ping()
+        lock = twins.NoGrantId(through)
+        proxy.swallow_reply(match=b"SET")
+        acquired = lock.acquire("orders", 10)
+        with pytest.raises(AssertionError, match="nobody"):
+            acquire_means_held(acquired, lock.held("orders"))
+
+
+# All replies lost.
+
+
+@pytest.mark.parametrize(
+    "info",
+    [
+        pytest.param({}, id="plain"),
+        pytest.param(
+            {"before": {"grant": "a" * 32, "ttl": 10, "token": 5, "since": 1.5}}, id="look-alike"
+        ),
+    ],
+)
+def test_acquire_that_hears_nothing(
+    far: fencer.Fencer, near: fencer.Fencer, proxy: Proxy, info: dict[str, Any]
+) -> None:
+    """A caller that gave up would leave the name blocked for a ttl."""
+    proxy.swallow_reply(5, match=b"EVALSHA")
+    with pytest.raises(fencer.StoreUnavailable) as caught:
+        far.acquire("orders", ttl=60, info=info)
+    assert caught.value.maybe_applied
+    assert "may have been applied" in str(caught.value)
+    assert proxy.swallowed >= 4, "three tries, and the giving back"
+    assert not near.inspect("orders").held
+    [(_, token), _] = events(near)
+    assert events(near) == [("grant", token), ("release", token)]
+    assert near.acquire("orders").token > token
+
+
+def test_acquire_that_is_cut_off_for_good(
+    far: fencer.Fencer, near: fencer.Fencer, proxy: Proxy
+) -> None:
+    """The caller would hear that nothing was changed, or nobody could ever get the lease again."""
+
+    def refuse_then() -> None:
+        await_true(lambda: proxy.swallowed == 1)
+        proxy.refuse()
+
+    watcher = threading.Thread(target=refuse_then)
+    lose(proxy, "acquire", then="silence")
+    watcher.start()
+    with pytest.raises(fencer.StoreUnavailable) as caught:
+        far.acquire("orders", ttl=1)
+    watcher.join()
+    assert caught.value.maybe_applied
+    assert near.acquire("orders", wait=10).token > 0
+    assert [event for event, _ in events(near)] == ["grant", "loss", "grant"]
+
+
+def test_release_that_hears_nothing(far: fencer.Fencer, near: fencer.Fencer, proxy: Proxy) -> None:
+    """The holder could not ask again, or would go on after it gave the lease up."""
+    lease = far.acquire("orders")
+    lose(proxy, "release", 3)
+    with pytest.raises(fencer.StoreUnavailable) as caught:
+        lease.release()
+    assert caught.value.maybe_applied
+    assert not lease.valid
+    near.acquire("orders").release()
+    assert lease.release() is True, "it was the last one until its release"
+
+
+def test_renew_that_hears_nothing(far: fencer.Fencer, near: fencer.Fencer, proxy: Proxy) -> None:
+    """A short outage would cost a holder a lease that has time left."""
+    lease = far.acquire("orders", ttl=30)
+    lose(proxy, "renew", 3)
+    with pytest.raises(fencer.StoreUnavailable) as caught:
+        lease.renew()
+    assert caught.value.maybe_applied
+    assert lease.valid
+    lease.renew()
+    assert lease.release()
+
+
+def test_a_first_try_that_arrives_after_its_repetition_was_refused(
+    near: fencer.Fencer, proxy: Proxy, connect: Connect
+) -> None:
+    """The caller would hear that another has the lease, and then hold it without knowing."""
+    lease = near.acquire("orders")
+    hasty = connect(proxy.url, socket_timeout=0.2)
+    hasty.inspect("orders")
+    proxy.delay(requests=1)
+
+    def mend() -> None:
+        await_true(lambda: proxy.delayed > 0)
+        proxy.delay()
+
+    mending = threading.Thread(target=mend)
+    mending.start()
+    with pytest.raises(fencer.NotAcquired):
+        hasty.acquire("orders", ttl=60)
+    mending.join()
+    assert lease.release()
+    time.sleep(1.2)  # the first try arrives meanwhile
+    assert not near.inspect("orders").held
+
+
+# What must not be sent twice.
+
+
+def once(increase: Callable[[], Any], value: Callable[[], Any]) -> None:
+    """The check: whatever the caller hears, it is applied at most once."""
+    try:
+        increase()
+    except (fencer.StoreUnavailable, redis.ConnectionError):
+        pass
+    assert value() == b"1"
+
+
+@both_ways
+def test_execute_is_not_sent_twice(
+    far_guard: RedisGuard, redis_client: redis.Redis, proxy: Proxy, then: Then
+) -> None:
+    """Money would be booked twice."""
+    lose(proxy, "guard", then=then)
+    with pytest.raises(fencer.StoreUnavailable) as caught:
+        far_guard.execute(5, "INCR", "balance")
+    assert caught.value.maybe_applied
+    assert proxy.swallowed == 1
+    once(lambda: None, lambda: redis_client.get("balance"))
+    assert far_guard.execute(5, "INCR", "balance") == 2
+
+
+def test_a_retrying_driver_fails(proxy: Proxy, redis_client: redis.Redis) -> None:
+    """The check would not see a command that was applied twice."""
+    with redis.Redis.from_url(proxy.url, retry=Retry(NoBackoff(), 3)) as through:
+        through.ping()
+        proxy.swallow_reply(match=b"INCR")
+        with pytest.raises(AssertionError, match="2"):
+            once(lambda: through.incr("balance"), lambda: redis_client.get("balance"))
+
+
+def test_execute_that_was_never_sent(
+    far_guard: RedisGuard, redis_client: redis.Redis, proxy: Proxy
+) -> None:
+    """The caller could not know that it may safely try again."""
+    proxy.refuse()
+    with pytest.raises(fencer.StoreUnavailable) as caught:
+        far_guard.execute(5, "INCR", "balance")
+    assert not caught.value.maybe_applied
+    assert redis_client.get("balance") is None
+
+
+# Nobody waits for the reply any more. Cancelled tasks have tests of their own.
+
+INTERRUPTED = """
+import signal, time
+import fencer
+signal.signal(signal.SIGINT, signal.default_int_handler)
+client = fencer.connect(args[0])
+client.inspect("orders")
+def handle(wait):
+    try:
+        return client.acquire("orders", ttl=60, wait=wait).token
+    except KeyboardInterrupt:
+        return "interrupted"
+"""
+
+
+@pytest.fixture
+def worker(near: fencer.Fencer, redis_client: redis.Redis, proxy: Proxy) -> Iterator[Worker]:
+    """A process that acquires through the proxy, and says if it was interrupted."""
+    with Worker(INTERRUPTED, proxy.url) as worker:
+        worker.ask(wait=0)
+        near.revoke("orders")
+        redis_client.flushall()
+        yield worker
+
+
+@on_threads
+def test_interrupt_while_the_reply_is_on_its_way(
+    worker: Worker, near: fencer.Fencer, proxy: Proxy
+) -> None:
+    """Ctrl-C would leave the name blocked for a ttl."""
+    proxy.delay(replies=8)
+    worker.tell(wait=0)
+    await_true(lambda: near.inspect("orders").held)
+    proxy.delay()
+    os.kill(worker.pid, signal.SIGINT)
+    assert worker.hear() == "interrupted"
+    assert not near.inspect("orders").held
+    assert isinstance(worker.ask(wait=0), int), "it can go on"
+
+
+@on_threads
+def test_interrupt_while_the_request_is_on_its_way(
+    worker: Worker, near: fencer.Fencer, proxy: Proxy
+) -> None:
+    """The request would overtake its own cancellation, and be granted to nobody."""
+    proxy.delay(requests=1)
+    worker.tell(wait=0)
+    await_true(lambda: proxy.delayed > 0)
+    proxy.delay()
+    os.kill(worker.pid, signal.SIGINT)
+    assert worker.hear() == "interrupted"
+    assert [event for event, _ in events(near)] == ["cancel"]
+    time.sleep(1.2)  # the request arrives meanwhile
+    assert not near.inspect("orders").held
+    assert [event for event, _ in events(near)] == ["cancel"]
+
+
+@on_threads
+def test_interrupt_while_waiting_for_another(worker: Worker, near: fencer.Fencer) -> None:
+    """A waiter that was interrupted would get the lease later, and nobody would hold it."""
+    lease = near.acquire("orders")
+    worker.tell(wait=30)
+    time.sleep(0.2)
+    os.kill(worker.pid, signal.SIGINT)
+    assert worker.hear() == "interrupted"
+    lease.release()
+    time.sleep(0.2)
+    assert not near.inspect("orders").held

@@ -1,0 +1,45 @@
+"""What the tests of keeping share."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import redis
+
+from fencer.embedded import Server
+
+
+def eventually(condition: Callable[[], Any], seconds: float = 10.0) -> bool:
+    """Whether the condition came true in time."""
+    until = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.005)
+    return True
+
+
+def calls(server: Server) -> int:
+    """How many scripts the server has run."""
+    with redis.Redis.from_url(server.unix_url) as client:
+        shown: Any = client.info("commandstats")
+    return sum(stats["calls"] for name, stats in shown.items() if "eval" in name)
+
+
+def run(
+    script: str, *args: str, timeout: float = 30.0, strict: bool = True
+) -> subprocess.CompletedProcess[str]:
+    """Run a program to its end; with ``strict`` Python complains of whatever it can."""
+    options = ["-X", "dev", "-W", "error"] if strict else []
+    return subprocess.run(
+        [sys.executable, *options, "-c", script, *args],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
