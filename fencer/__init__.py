@@ -3,6 +3,7 @@
 from fencer import embedded, guards
 from fencer.aio import AsyncFencer, AsyncLease, connect_async
 from fencer.client import Fencer, Lease, connect
+from fencer.election import AsyncElection, Election
 from fencer.errors import (
     AcquireTimeout,
     FencerError,
@@ -29,6 +30,9 @@ __all__ = [
     "AsyncLease",
     "connect_async",
     "Sequencer",
+    # Elections
+    "Election",
+    "AsyncElection",
     # What the store says
     "Event",
     "Leader",
