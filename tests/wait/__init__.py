@@ -1,0 +1,1 @@
+"""Waiting in line under faults, on real servers."""
