@@ -8,7 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 import fencer
-from fencer.cli import demo, leases, serve, show
+from fencer.cli import demo, instance, leases, serve, show, watch
 from fencer.cli.exits import MEANING, Exit, code_of, line_of
 from fencer.errors import FencerError
 
@@ -50,7 +50,9 @@ _ACT = "Step in"
 
 app.command(rich_help_panel=_TRY)(demo.demo)
 app.command(rich_help_panel=_TRY)(serve.serve)
+app.command(rich_help_panel=_TRY)(instance.instance)
 app.command(rich_help_panel=_LOOK)(leases.status)
+app.command(rich_help_panel=_LOOK)(watch.watch)
 app.command(rich_help_panel=_LOOK)(leases.ls)
 app.command(rich_help_panel=_LOOK)(leases.history)
 app.command(rich_help_panel=_ACT)(leases.revoke)
