@@ -1,3 +1,9 @@
 """Lists the fixtures, which live in one module per subject."""
 
-pytest_plugins = ["tests.fix_servers", "tests.fix_api", "tests.faults.clock"]
+pytest_plugins = [
+    "tests.fix_servers",
+    "tests.fix_api",
+    "tests.fix_sql",
+    "tests.fix_s3",
+    "tests.faults.clock",
+]

@@ -8,7 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 import fencer
-from fencer.cli import demo, drill, instance, leases, serve, show, watch
+from fencer.cli import demo, drill, guard, instance, leases, serve, show, watch
 from fencer.cli.exits import MEANING, Exit, code_of, line_of
 from fencer.errors import FencerError
 
@@ -58,6 +58,7 @@ app.command(rich_help_panel=_LOOK)(leases.ls)
 app.command(rich_help_panel=_LOOK)(leases.history)
 app.command(rich_help_panel=_ACT)(leases.revoke)
 app.command(rich_help_panel=_ACT)(leases.advance)
+app.add_typer(guard.app, name="guard", rich_help_panel=_ACT)
 
 
 def _version(wanted: bool) -> None:
