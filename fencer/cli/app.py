@@ -8,7 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 import fencer
-from fencer.cli import demo, drill, guard, instance, leases, serve, show, watch
+from fencer.cli import bench, demo, drill, guard, instance, leases, serve, show, watch
 from fencer.cli.exits import MEANING, Exit, code_of, line_of
 from fencer.errors import FencerError
 
@@ -52,6 +52,7 @@ app.command(rich_help_panel=_TRY)(demo.demo)
 app.command(rich_help_panel=_TRY)(serve.serve)
 app.command(rich_help_panel=_TRY)(instance.instance)
 app.command(rich_help_panel=_TRY)(drill.drill)
+app.command(rich_help_panel=_TRY)(bench.bench)
 app.command(rich_help_panel=_LOOK)(leases.status)
 app.command(rich_help_panel=_LOOK)(watch.watch)
 app.command(rich_help_panel=_LOOK)(leases.ls)

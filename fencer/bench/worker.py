@@ -1,0 +1,127 @@
+"""What the other processes of a benchmark do: hand over, stand in line, or keep leases alive.
+
+The first line on stdin is the task; each further one is a word. The end of stdin is the end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from fencer._drive import Wire
+from fencer._protocol import Batch, Call, Step
+from fencer.bench.players import player
+from fencer.bench.ready import TTL
+from fencer.client import connect
+from fencer.errors import FencerError
+
+_LINE_TTL = 10.0
+_HELD_SECONDS = 0.002
+"""How long each in line keeps it: the one before it joins again meanwhile."""
+
+
+def handover(url: str, namespace: str, kinds: list[str]) -> None:
+    """Be side 1 of some kinds of players: ``take KIND`` and ``hand_over KIND SECONDS``."""
+    gc.disable()
+    with contextlib.ExitStack() as opened:
+        players = {kind: opened.enter_context(player(kind, url, namespace, 1)) for kind in kinds}
+        _say("ready")
+        for verb, kind, *rest in _words():
+            if verb == "take":
+                _say("waiting")
+                players[kind].take()
+                _say(time.monotonic_ns())
+            else:
+                time.sleep(float(rest[0]))
+                begun = time.monotonic_ns()
+                players[kind].hand_over()
+                _say(begun)
+
+
+def line(url: str, namespace: str, history: int, threads: int) -> None:
+    """Have several threads acquire, hold for a moment, release, and join the line again."""
+    store = connect(url, namespace=namespace, keep=2 * TTL, history=history)
+
+    def again_and_again() -> None:
+        while True:
+            lease = store.acquire("line", ttl=_LINE_TTL, wait=None)
+            time.sleep(_HELD_SECONDS)
+            lease.release()
+
+    for _ in range(threads):
+        threading.Thread(target=_or_end(again_and_again), daemon=True).start()
+    for _ in _words():
+        pass
+    os._exit(0)  # They are in the middle of something, and nobody will ever wait for it.
+
+
+def keep(url: str, namespace: str, names: list[str], ttl: float) -> None:
+    """Keep leases alive, and tell at each word what that has cost since the start."""
+    with connect(url, namespace=namespace, keep=2 * TTL) as store:
+        counting = _CountingWire(store.client)
+        store._keeping._wire = counting
+        leases = [store.acquire(name, ttl=ttl, keep_alive=True) for name in names]
+        _say("ready")
+        for _ in _words():
+            _say(
+                {
+                    "at": time.monotonic(),
+                    "cpu": time.process_time(),
+                    "requests": counting.requests,
+                    "trips": counting.trips,
+                    "valid": sum(lease.valid for lease in leases),
+                }
+            )
+
+
+class _CountingWire(Wire):
+    """Counts what the keeper asks for."""
+
+    requests = 0
+    trips = 0
+
+    def do(self, step: Step) -> Any:
+        if isinstance(step, Batch):
+            self.requests += len(step.calls)
+            self.trips += 1
+        elif isinstance(step, Call):
+            self.requests += 1
+            self.trips += 1
+        return super().do(step)
+
+
+def _or_end(work: Callable[[], None]) -> Callable[[], None]:
+    def guarded() -> None:
+        try:
+            work()
+        except FencerError as error:
+            print(f"fencer bench: {error}", file=sys.stderr, flush=True)
+            os._exit(1)
+
+    return guarded
+
+
+def _say(what: Any) -> None:
+    print(json.dumps(what), flush=True)
+
+
+def _words() -> Iterator[list[str]]:
+    return (each.split() for each in iter(sys.stdin.readline, ""))
+
+
+def main() -> None:
+    """Do the task that stdin tells."""
+    task = json.loads(sys.stdin.readline())
+    roles: dict[str, Callable[..., None]] = {"handover": handover, "line": line, "keep": keep}
+    roles[task.pop("role")](**task)
+
+
+if __name__ == "__main__":
+    main()
