@@ -65,6 +65,27 @@ def test_on_elected_runs_after_the_grant(elect: Elect, diary: Diary) -> None:
     assert candidate.client.inspect("lead").token == token
 
 
+def test_the_guards_know_the_leader_before_its_work_begins(elect: Elect) -> None:
+    """What a new leader reads first could still be changed by the one before."""
+    guard = fencer.guards.MemoryGuard("lead")
+    seen: list[Any] = []
+
+    def look(candidate: Candidate, lease: Any) -> None:
+        seen.append((guard.highest(), lease.token))
+
+    elect("a", guards=[guard], on_elected=look)
+    eventually(lambda: seen)
+    assert seen[0][0] == seen[0][1]
+
+
+def test_a_leader_whose_guard_is_ahead_gets_a_token_that_counts(elect: Elect) -> None:
+    """A leader whose writes are all refused would hold the lead for ever."""
+    guard = fencer.guards.MemoryGuard("lead")
+    guard.check(ahead := 2**52)
+    candidate = leader_of(elect("a", guards=[guard]))
+    assert candidate.election.lease.token == guard.highest() > ahead
+
+
 def test_on_lost_ends_before_the_release(elect: Elect, diary: Diary) -> None:
     """The next leader would start while the old one's work is still stopping."""
     seen: list[Any] = []
