@@ -260,8 +260,8 @@ spent = []
 
 def threads():
     with fencer.connect(proxy.url) as client:
-        lease = client.acquire("orders", ttl=3.9, keep_alive=True)
-        proxy.delay(replies=2.2)
+        lease = client.acquire("orders", ttl=9, keep_alive=True)
+        proxy.delay(replies=4.0)
         before = time.process_time()
         lease.renew()
         spent.append(time.process_time() - before)
@@ -270,8 +270,8 @@ def threads():
 
 async def tasks():
     async with fencer.connect_async(proxy.url) as client:
-        lease = await client.acquire("orders", ttl=3.9, keep_alive=True)
-        proxy.delay(replies=2.2)
+        lease = await client.acquire("orders", ttl=9, keep_alive=True)
+        proxy.delay(replies=4.0)
         before = time.process_time()
         await lease.renew()
         spent.append(time.process_time() - before)
