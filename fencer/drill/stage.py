@@ -402,6 +402,14 @@ class Stage:
         """The ids of the instances whose processes live."""
         return [name for name, instance in self._instances.items() if instance.lives]
 
+    def _works_since(self, after: float) -> bool:
+        leads = self._leads_now()
+        return any(
+            event.who == leads and event.what == "job" and event.outcome == "ok"
+            for event in self._events
+            if event.begun >= after
+        )
+
     def _leads_now(self) -> str | None:
         record = self.record()
         now = record.end
@@ -441,7 +449,8 @@ class Stage:
             if record.cut(name).holds(record.end):
                 self.mend(name)
         if self.running:
-            self.works(self.leader(self.gap), now)
+            # Whoever leads now may yet be lost, and another elected: what counts is that one works.
+            self.wait(lambda: self._works_since(now), 2 * self.gap, "a leader to do its job")
             self.pause(2 * self.settings.every, "more jobs to be done")
 
     def record(self) -> Record:
