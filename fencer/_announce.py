@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 from fencer import _check
 from fencer._lease import BaseLease
-from fencer._protocol import Stamp, Steps
+from fencer._steps import Stamp, Steps
 from fencer.errors import InvalidArgument, StaleToken
 from fencer.guards._base import AsyncGuard, Guard
 

@@ -14,7 +14,8 @@ from fencer import _check, _protocol
 from fencer._announce import Announcement
 from fencer._keeper import heartbeat
 from fencer._keys import Keyspace
-from fencer._protocol import Granted, Protocol, Steps
+from fencer._protocol import Granted, Protocol
+from fencer._steps import Steps
 from fencer.embedded import Server
 from fencer.errors import InvalidArgument
 from fencer.guards._base import AsyncGuard, Guard

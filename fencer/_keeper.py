@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 
 from fencer import _check
 from fencer._lease import BaseLease
-from fencer._protocol import Batch, Steps, text
+from fencer._steps import Batch, Steps, text
 from fencer.errors import InvalidArgument, StoreError
 
 _IDLE = 60.0

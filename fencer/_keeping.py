@@ -10,11 +10,12 @@ import atexit
 import contextlib
 import threading
 
-from fencer._drive import AsyncWire, Wire, run, run_async, to_the_end
+from fencer._drive import run, run_async, to_the_end
 from fencer._fork import forget_in_child
 from fencer._keeper import Keeper, releasing, renewing
 from fencer._lease import BaseLease
 from fencer._protocol import Protocol
+from fencer._wire import AsyncWire, Wire
 
 _GOODBYE = 1.0
 """Seconds to wait for the server when the leases that are kept alive are released at the end."""

@@ -22,7 +22,8 @@ from enum import Enum
 from typing import Any
 
 from fencer import _check
-from fencer._protocol import Call, Granted, Protocol, Sleep, Steps, text
+from fencer._protocol import Granted, Protocol
+from fencer._steps import Call, Sleep, Steps, text
 from fencer.errors import LeaseLost, StoreError
 from fencer.sequencer import Sequencer
 

@@ -1,9 +1,9 @@
 """The protocol core: what to ask the store, in which order, and what its answers mean.
 
-Nothing here touches a socket. Each operation is a generator that yields steps (`Call`, `Sleep`,
-`Enter`, `Wait`, `Leave`), is sent what each comes to, and returns its result; a driver
-(`fencer._drive`) carries the steps out. A fault is thrown into the generator, so that the rules for
-retries and for giving back stand here, once:
+Nothing here touches a socket. Each operation is a generator that yields steps (`fencer._steps`), is
+sent what each comes to, and returns its result; a driver (`fencer._drive`) has them carried out. A
+fault is thrown into the generator, so that the rules for retries and for giving back stand here,
+once:
 
 - A call is repeated only if that is the same as asking once; all scripts but the guard's are.
 - An acquire that fails in a way that may have been applied, or is interrupted, is given back.
@@ -24,13 +24,14 @@ import os
 import random
 import secrets
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any
 
 from fencer import _check, _clock
 from fencer._keys import Keyspace
-from fencer._scripts import Script, load
+from fencer._scripts import load
+from fencer._steps import Call, Command, Enter, Leave, Seen, Sleep, Steps, Wait, Wakeup, text
 from fencer.errors import AcquireTimeout, NotAcquired, StoreError, StoreUnavailable
 from fencer.records import Event, Status, Waiter
 
@@ -48,100 +49,6 @@ The server forgets a line at which nobody has looked for four times as long.
 
 _BEHIND = 0.25
 """Seconds by which each waiter lets the one before it go first when a lease ends."""
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """Run a script. The driver answers with its reply, or throws a `StoreError`."""
-
-    script: Script
-    keys: tuple[str | bytes, ...]
-    args: tuple[str | bytes | int | float, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Command:
-    """Run a command that only reads. The driver answers as to a `Call`."""
-
-    words: tuple[str | int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """Run several calls in one trip.
-
-    The driver answers with a list: for each call its reply, or the `StoreError` that it met.
-    """
-
-    calls: tuple[Call, ...]
-    timeout: float
-    """Seconds to wait for the replies."""
-
-
-@dataclass(frozen=True, slots=True)
-class Sleep:
-    """Do nothing for a while."""
-
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class Enter:
-    """Listen for a grant. The driver answers with the channel, or ``None`` if it takes too long."""
-
-    grant: str
-    seconds: float
-    """How long to wait for the server to confirm it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Wait:
-    """Wait for a `Wakeup` of a grant that was entered. The driver answers with it, or ``None``."""
-
-    grant: str
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class Leave:
-    """Listen for a grant no longer."""
-
-    grant: str
-
-
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """Somebody else holds the lease that is waited for. Only an acquire that reports yields it."""
-
-    holder: str
-
-
-@dataclass(frozen=True, slots=True)
-class Stamp:
-    """Have a guard accept a lease. The driver throws what it raises."""
-
-    guard: Any
-    lease: Any
-
-
-@dataclass(frozen=True, slots=True)
-class Wakeup:
-    """What a waiter hears.
-
-    Attributes:
-        kind: ``GRANT``, you have it, with its token and since_ms; ``HEAD``, you are among the first
-            in line, with the milliseconds until the lease ends and your place; ``LOOK``, something
-            may have been missed.
-        numbers: as the kind says.
-    """
-
-    kind: str
-    numbers: tuple[int, ...] = ()
-
-
-T = TypeVar("T")
-Step = Call | Command | Batch | Sleep | Enter | Wait | Leave | Seen | Stamp
-Steps = Generator[Step, Any, T]
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,23 +110,6 @@ class Settings:
     keep_ms: int = 30 * 86_400_000
     history_length: int = 1_000
     clock: Callable[[], float] = _clock.now
-
-
-def wakeup(message: bytes | str) -> tuple[str, Wakeup]:
-    """Read what a script published: the grant that it is for, and what it says.
-
-    Anybody can publish: what no script of ours did is for nobody.
-    """
-    try:
-        kind, grant, first, second = text(message).split(" ")
-        return grant, Wakeup(kind, (int(first), int(second)))
-    except ValueError:
-        return "", Wakeup("LOOK")
-
-
-def text(value: Any) -> str:
-    """A string of a reply; with ``decode_responses`` the driver has made it one already."""
-    return value.decode() if isinstance(value, bytes) else str(value)
 
 
 def ask(call: Call, *, repeat: bool = True) -> Steps[list[Any]]:

@@ -20,8 +20,8 @@ from redis.exceptions import RedisError
 
 from fencer._fork import forget_in_child
 from fencer._keys import Keyspace
-from fencer._protocol import Wakeup, wakeup
 from fencer._refusals import refusal
+from fencer._steps import Wakeup, wakeup
 
 _POLL = 0.2
 """Seconds for which the connection is read before the reader looks whether it is still wanted."""

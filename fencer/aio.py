@@ -21,11 +21,13 @@ from redis.backoff import NoBackoff
 from fencer import _check
 from fencer._announce import checked
 from fencer._client import BaseFencer, Tokens, from_url, server_url
-from fencer._drive import AsyncWire, run_async, to_the_end
+from fencer._drive import run_async, to_the_end
 from fencer._keeping import TaskKeeping
 from fencer._lease import BaseLease, State
-from fencer._protocol import Granted, Protocol, Steps
+from fencer._protocol import Granted, Protocol
+from fencer._steps import Steps
 from fencer._wakeups import TaskWakeups
+from fencer._wire import AsyncWire
 from fencer.guards._base import AsyncGuard, Guard
 from fencer.records import Event, Status
 

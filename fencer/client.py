@@ -16,11 +16,13 @@ from redis.retry import Retry
 from fencer import _check
 from fencer._announce import checked
 from fencer._client import BaseFencer, Tokens, from_url, server_url
-from fencer._drive import Wire, run
+from fencer._drive import run
 from fencer._keeping import ThreadKeeping
 from fencer._lease import BaseLease, State
-from fencer._protocol import Granted, Protocol, Steps
+from fencer._protocol import Granted, Protocol
+from fencer._steps import Steps
 from fencer._wakeups import ThreadWakeups
+from fencer._wire import Wire
 from fencer.guards._base import Guard
 from fencer.records import Event, Status
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from redis.exceptions import RedisError
 
-from fencer._protocol import text
+from fencer._steps import text
 from fencer.bench.core import Case, Contender, Operation
 from fencer.bench.helper import Helper, helper
 from fencer.bench.players import KINDS, Kind, forget, player

@@ -7,9 +7,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from fencer._drive import Wire, run
+from fencer._drive import run
 from fencer._keeper import _TRIP, renewing
 from fencer._lease import BaseLease
+from fencer._wire import Wire
 from fencer.bench.core import FLOOR, OURS, Case, Contender, Operation
 from fencer.bench.helper import helper
 from fencer.bench.ready import TTL, Ready, errors_translated, replay_all, sent_by

@@ -15,8 +15,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from fencer._drive import Wire
-from fencer._protocol import Batch, Call, Step
+from fencer._steps import Batch, Call, Step
+from fencer._wire import Wire
 from fencer.bench.players import player
 from fencer.bench.ready import TTL
 from fencer.client import connect

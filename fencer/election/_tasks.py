@@ -12,9 +12,10 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from fencer import _check
-from fencer._drive import AsyncWire, to_the_end
-from fencer._protocol import Call, Seen, Sleep, Wait
-from fencer._protocol import Step as ProtocolStep
+from fencer._drive import to_the_end
+from fencer._steps import Call, Seen, Sleep, Wait
+from fencer._steps import Step as ProtocolStep
+from fencer._wire import AsyncWire
 from fencer.aio import AsyncFencer, AsyncLease
 from fencer.election._base import BaseElection
 from fencer.election._core import (

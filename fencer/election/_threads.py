@@ -9,10 +9,10 @@ from types import TracebackType
 from typing import Any, Self
 
 from fencer import _check
-from fencer._drive import Wire
 from fencer._fork import forget_in_child
-from fencer._protocol import Call, Enter, Seen, Sleep, Wait
-from fencer._protocol import Step as ProtocolStep
+from fencer._steps import Call, Enter, Seen, Sleep, Wait
+from fencer._steps import Step as ProtocolStep
+from fencer._wire import Wire
 from fencer.client import Fencer, Lease
 from fencer.election._base import BaseElection
 from fencer.election._core import (

@@ -15,11 +15,13 @@ import redis
 import redis.asyncio
 
 from fencer import _check
-from fencer._drive import AsyncWire, Wire, run, run_async
+from fencer._drive import run, run_async
 from fencer._keys import Keyspace
-from fencer._protocol import Call, Steps, ask, read, text
+from fencer._protocol import ask, read
 from fencer._refusals import code_in, told
 from fencer._scripts import Script, load
+from fencer._steps import Call, Steps, text
+from fencer._wire import AsyncWire, Wire
 from fencer.errors import InvalidArgument, ScriptError, StaleToken, StoreError
 from fencer.guards._base import BaseGuard, Token
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any, Generic, TypeVar
 
 from fencer._lease import BaseLease
-from fencer._protocol import Call, Granted, Protocol, Settings, Step, Steps
+from fencer._protocol import Granted, Protocol, Settings
+from fencer._steps import Call, Step, Steps
 from fencer.errors import StoreUnavailable
 
 T = TypeVar("T")

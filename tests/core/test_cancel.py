@@ -19,8 +19,8 @@ import pytest
 import redis
 
 import fencer
-from fencer._drive import AsyncWire, Wire
-from fencer._protocol import Leave, Step, Wait
+from fencer._steps import Leave, Step, Wait
+from fencer._wire import AsyncWire, Wire
 from fencer.embedded import Server
 from fencer.errors import FencerError
 

@@ -10,7 +10,8 @@ import pytest
 
 from fencer._keeper import Keeper, heartbeat, renewing
 from fencer._lease import BaseLease
-from fencer._protocol import Batch, Call, Protocol
+from fencer._protocol import Protocol
+from fencer._steps import Batch, Call
 from fencer.errors import InvalidArgument, StoreError
 from tests.core.driven import Clock, Driven, Told, protocol, told_lease, unavailable
 

@@ -7,8 +7,9 @@ import math
 import pytest
 
 from fencer._lease import State
-from fencer._protocol import Call, Enter, Granted, Leave, Protocol, Sleep, Wait, Wakeup, ask
+from fencer._protocol import Granted, Protocol, ask
 from fencer._scripts import load
+from fencer._steps import Call, Enter, Leave, Sleep, Wait, Wakeup
 from fencer.errors import AcquireTimeout, LeaseLost, NotAcquired, StoreError, StoreUnavailable
 from tests.core.driven import Clock, Driven, Told, protocol, told_lease, unavailable
 

@@ -524,7 +524,7 @@ def test_a_pool_that_is_exhausted(
     redis_client: redis.Redis, shared_server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A pool that is too small would look like a server that is down."""
-    monkeypatch.setattr("fencer._drive._FREE_SECONDS", 0.3)
+    monkeypatch.setattr("fencer._wire._FREE_SECONDS", 0.3)
     with redis.Redis.from_url(shared_server.unix_url, max_connections=1) as driver:
         taken = driver.connection_pool.get_connection()
         with unavailable(maybe_applied=False, says="(?i)connections"):
@@ -548,7 +548,7 @@ def test_a_pool_of_asyncio_that_is_exhausted(
     redis_client: redis.Redis, shared_server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A pool that is too small would look like a server that is down."""
-    monkeypatch.setattr("fencer._drive._FREE_SECONDS", 0.3)
+    monkeypatch.setattr("fencer._wire._FREE_SECONDS", 0.3)
     asyncio.run(exhaust_and_acquire(shared_server.unix_url))
 
 

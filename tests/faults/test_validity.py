@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 import fencer
 from fencer import LeaseLost, StoreUnavailable, _check, _scripts
 from fencer._lease import BaseLease
-from fencer._protocol import Call, Granted, Protocol, Settings, Sleep, Steps
+from fencer._protocol import Granted, Protocol, Settings
+from fencer._steps import Call, Sleep, Steps
 from fencer.drill.proxy import Proxy
 from fencer.embedded import Server
 from tests.faults import twins

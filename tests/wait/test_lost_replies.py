@@ -11,8 +11,8 @@ import pytest
 import redis
 
 import fencer
-from fencer import _drive
-from fencer._protocol import Call
+from fencer import _wire
+from fencer._steps import Call
 from fencer.drill.proxy import Proxy
 from fencer.embedded import Server
 from tests.fix_api import Connect
@@ -39,7 +39,7 @@ class Losing:
                     self._proxy.swallow_reply(match=b"EVALSHA", then=self._fate)
         return self._by_sha(call)
 
-    _by_sha = staticmethod(_drive._by_sha)
+    _by_sha = staticmethod(_wire._by_sha)
 
 
 Lose = Callable[[int, Fate], Losing]
@@ -57,7 +57,7 @@ def lose(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> Lose:
 
     def choose(nth: int, fate: Fate) -> Losing:
         losing = Losing(proxy, nth, fate)
-        monkeypatch.setattr(_drive, "_by_sha", losing)
+        monkeypatch.setattr(_wire, "_by_sha", losing)
         return losing
 
     return choose
