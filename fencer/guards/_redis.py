@@ -196,6 +196,10 @@ class RedisGuard(_BaseRedisGuard):
 
         Cost:
             One script call of constant time, and the command.
+
+        Note:
+            Redis 6.2 (seen with 6.2.14) crashes when any script, and so a guard, runs
+            ``INCRBYFLOAT`` after a command with more words; later versions do not.
         """
         return run(self._executing(token, [command], keys), self._wire)[0]
 

@@ -141,6 +141,9 @@ def test_replies_as_they_come(
     guard: RedisGuard, redis_client: redis.Redis, command: list[Any], reply: object
 ) -> None:
     """A reply would be lost or changed on its way through the script."""
+    version = redis_client.info("server")["redis_version"]
+    if command[0] == "INCRBYFLOAT" and version.startswith("6."):
+        pytest.skip("an INCRBYFLOAT in any script corrupts the memory of Redis 6.2")
     redis_client.set("text", "words")
     redis_client.set("number", 42)
     redis_client.rpush("list", "a", "b")

@@ -253,7 +253,9 @@ def crash_after_a_snapshot(store: Store) -> None:
 
 def power_cut(store: Store) -> None:
     """SIGKILL, and a start on an append-only file that misses its last second."""
-    [file] = store.server.folder.glob("appendonlydir/*.incr.aof")
+    # One file before Redis 7, and several since.
+    folder = store.server.folder
+    [file] = [*folder.glob("appendonlydir/*.incr.aof"), *folder.glob("appendonly.aof")]
     synced, saved = file.stat().st_size, store.issued()
     store.mint()
     store.mint()
