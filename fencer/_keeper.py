@@ -7,6 +7,8 @@ and declares a lease lost when its time has run out, whatever the sending does. 
 - A lease is renewed every ``heartbeat`` seconds (ttl/3 unless asked otherwise), up to a tenth
   earlier, so that the replicas of a service do not march in step.
 - A renew without an answer is tried again while there is time.
+- One call renews many leases. If it is refused, perhaps for the sake of one of them, each is asked
+  alone: what is wrong with one costs no other its lease.
 - A lease that has ended, in whatever way, is kept no longer.
 """
 
@@ -15,17 +17,22 @@ from __future__ import annotations
 import heapq
 import itertools
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
+from typing import Any
 
 from fencer import _check
 from fencer._lease import BaseLease
-from fencer._steps import Batch, Steps, text
-from fencer.errors import InvalidArgument, StoreError
+from fencer._protocol import Protocol
+from fencer._steps import Batch, Call, Steps, text
+from fencer.errors import InvalidArgument, StoreError, StoreUnavailable
 
 _IDLE = 60.0
 _IDLE_LOOK = 1.0
 _TRIP = 500
 """Leases at most in one trip."""
+
+_CALL = 100
+"""Leases at most in one call, as the script has it; the server does nothing else meanwhile."""
 
 
 def heartbeat(keep_alive: bool | float, ttl_ms: int) -> float | None:
@@ -183,30 +190,84 @@ class Keeper:
 
 
 def renewing(
-    leases: list[BaseLease], clock: Callable[[], float]
+    leases: list[BaseLease],
+    clock: Callable[[], float],
+    place: Callable[[str | bytes], Hashable] = lambda key: None,
 ) -> Steps[dict[BaseLease, float | None]]:
-    """Renew leases in one trip; for each that failed, the seconds until it is to be tried again."""
+    """Renew leases in one trip; for each that failed, the seconds until it is to be tried again.
+
+    Args:
+        leases: which.
+        clock: as in the protocol.
+        place: where a key is: one call renews only leases of one place, a slot of a Cluster. One
+            server is one place.
+    """
     mine = [lease for lease in leases if lease._begin_renewal()]
     again: dict[BaseLease, float | None] = dict.fromkeys(leases, 0.01)
     try:
         if not mine:
             return again
         started = clock()
-        timeout = max(0.02, min(lease.remaining() for lease in mine) / 2)
-        ttls = [lease._ttl_ms for lease in mine]
-        replies = yield Batch(tuple(lease._renew_call() for lease in mine), timeout)
-        for lease, ttl_ms, reply in zip(mine, ttls, replies, strict=True):
+        asked = [(lease, lease._ttl_ms, lease._renew_call()) for lease in mine]
+        replies = yield from _ask_together(asked, place)
+        for (lease, ttl_ms, _), reply in zip(asked, replies, strict=True):
             if isinstance(reply, StoreError):
                 again[lease] = min(0.5, max(0.01, lease.remaining() / 10))
                 continue
-            lost = lease._settle([text(reply[0]), *reply[1:]], started, ttl_ms)
+            lost = lease._settle(reply, started, ttl_ms)
             again[lease] = 0.0 if lease._describe else None
-            if lost and text(reply[0]) == "RENEWED":
+            if lost and reply[0] == "RENEWED":
                 yield from lease._protocol.give_back(lease._granted)
     finally:
         for lease in mine:
             lease._end_renewal()
     return again
+
+
+_Asked = tuple[BaseLease, int, Call]
+_Reply = list[Any] | StoreError
+
+
+def _ask_together(
+    asked: list[_Asked], place: Callable[[str | bytes], Hashable]
+) -> Steps[list[_Reply]]:
+    """The reply for each lease, or the error that it met."""
+    groups: dict[Hashable, list[int]] = {}
+    for index, (_, _, call) in enumerate(asked):
+        groups.setdefault((place(call.keys[0]), Protocol.same_renewal(call)), []).append(index)
+    shares = [
+        group[at : at + _CALL] for group in groups.values() for at in range(0, len(group), _CALL)
+    ]
+    found = yield from _ask(asked, shares)
+    alone = [
+        [index]
+        for share in shares
+        if len(share) > 1 and _refused(found[share[0]])
+        for index in share
+        if asked[index][0].valid
+    ]
+    if alone:
+        found |= yield from _ask(asked, alone)
+    return [found[index] for index in range(len(asked))]
+
+
+def _refused(reply: _Reply) -> bool:
+    return isinstance(reply, StoreError) and not isinstance(reply, StoreUnavailable)
+
+
+def _ask(asked: list[_Asked], shares: list[list[int]]) -> Steps[dict[int, _Reply]]:
+    """One trip with one call for each share."""
+    timeout = max(0.02, min(lease.remaining() for lease, _, _ in asked) / 2)
+    calls = [Protocol.renew_together([asked[index][2] for index in share]) for share in shares]
+    replies = yield Batch(tuple(calls), timeout)
+    found: dict[int, _Reply] = {}
+    for share, reply in zip(shares, replies, strict=True):
+        if isinstance(reply, StoreError):
+            found |= dict.fromkeys(share, reply)
+        else:
+            for index, status, value in zip(share, reply[::2], reply[1::2], strict=True):
+                found[index] = [text(status), value]
+    return found
 
 
 def releasing(leases: list[BaseLease], timeout: float) -> Steps[None]:

@@ -50,6 +50,7 @@ class BaseLease:
         self._describe = False
         self._reason = ""
         self._renewing_now = False
+        self._usual_renewal: tuple[int, Call] | None = None
         self._changing = threading.RLock()
         self._callbacks: list[Callable[[str], Any]] = []
 
@@ -150,7 +151,12 @@ class BaseLease:
         self._renewing_now = False
 
     def _renew_call(self) -> Call:
-        return self._protocol.renew_call(self._granted, self._ttl_ms, describe=self._describe)
+        if self._describe:
+            return self._protocol.renew_call(self._granted, self._ttl_ms, describe=True)
+        if self._usual_renewal is None or self._usual_renewal[0] != self._ttl_ms:
+            call = self._protocol.renew_call(self._granted, self._ttl_ms, describe=False)
+            self._usual_renewal = self._ttl_ms, call
+        return self._usual_renewal[1]
 
     def _settle(self, reply: list[Any], started: float, ttl_ms: int) -> bool:
         """Take in the reply to a renew that was sent at ``started``; whether the lease is lost."""

@@ -24,7 +24,7 @@ import os
 import random
 import secrets
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -442,6 +442,21 @@ class Protocol:
             (keys.lock, keys.token, keys.info),
             (lease.holder, lease.token, ttl_ms, self._keep_ms(ttl_ms), info),
         )
+
+    @staticmethod
+    def renew_together(calls: Sequence[Call]) -> Call:
+        """One call that renews what several do; ask `same_renewal` whether they may share one."""
+        first = calls[0]
+        if len(calls) == 1:
+            return first
+        keys = [key for call in calls for key in call.keys]
+        more = [each for call in calls[1:] for each in (call.args[1], call.args[4])]
+        return Call(first.script, tuple(keys), (*first.args, *more))
+
+    @staticmethod
+    def same_renewal(call: Call) -> Hashable:
+        """What the calls have in common that one call may renew: holder, ttl and keeping time."""
+        return call.args[0], call.args[2], call.args[3]
 
     def release_call(self, lease: _Request | Granted, token: int = 0) -> Call:
         """The call that releases; without a token, the one that cancels an acquire."""

@@ -28,22 +28,22 @@
 --   CORRUPT    a key of this name holds a value that no script of ours wrote
 --   EXHAUSTED  no token is left below 2^53
 -- CALLS
---   GRANTED  O(1)      fresh              TIME GET*3 XREVRANGE ZRANGE SET*3 XADD PEXPIRE
---   GRANTED  O(1)      after a loss       TIME GET*3 XREVRANGE ZRANGE SET*3 XADD*2 PEXPIRE*2
---   GRANTED  O(1)      asked again        TIME GET*3 PTTL PEXPIRE*2
---   GRANTED  O(1)      after a renew      TIME GET*3 PTTL
---   GRANTED  O(1)      again, after end   TIME GET*3 SET*3
---   GRANTED  O(1)      info is gone too   TIME GET*3 XREVRANGE SET*3
---   GRANTED  O(log n)  first in line      TIME GET*3 ZSCORE XREVRANGE ZRANGE*2 ZREM SET*3 HDEL XADD PEXPIRE
---   HELD     O(1)      as a rule          TIME GET*3 PTTL
---   HELD     O(1)      clock went back    TIME GET*3 PTTL PEXPIRE*2
---   HELD     O(log n)  the line is first  TIME GET*3 XREVRANGE ZRANGE*2 HGET ZREM PUBLISH SET*3 HDEL XADD PEXPIRE
---   QUEUED   O(log n)  joins              TIME GET*3 ZSCORE XREVRANGE PTTL ZCARD ZREVRANGE HSET ZADD PEXPIRE*2
---   QUEUED   O(log n)  stays              TIME GET*3 ZSCORE PTTL ZRANK PEXPIRE*2 HSET
---   QUEUED   O(log n)  the line is first  TIME GET*3 ZSCORE XREVRANGE ZRANGE*2 HGET ZREM PUBLISH SET*3 HDEL XADD ZCARD ZREVRANGE HSET ZADD PEXPIRE*3
---   GONE     O(1)      as a rule          TIME GET*3 ZSCORE
---   ENDED    O(1)      as a rule          TIME GET*3 XREVRANGE
---   ENDED    O(1)      somebody has it    TIME GET*3 ZSCORE XREVRANGE
+--   GRANTED  O(1)      fresh              GET EXISTS XREVRANGE TIME SET*3 XADD PEXPIRE
+--   GRANTED  O(1)      after a loss       GET EXISTS XREVRANGE TIME SET*3 XADD*2 PEXPIRE*2
+--   GRANTED  O(1)      asked again        GET*3 EXISTS PTTL PEXPIRE*2
+--   GRANTED  O(1)      after a renew      GET*3 EXISTS PTTL
+--   GRANTED  O(1)      again, after end   GET*3 EXISTS SET*3
+--   GRANTED  O(1)      info is gone too   GET EXISTS XREVRANGE TIME SET*3
+--   GRANTED  O(log n)  first in line      GET*3 EXISTS ZSCORE XREVRANGE TIME ZRANGE*2 ZREM SET*3 HDEL XADD PEXPIRE
+--   HELD     O(1)      as a rule          GET*3 EXISTS PTTL
+--   HELD     O(1)      clock went back    GET*3 EXISTS PTTL PEXPIRE*2
+--   HELD     O(log n)  the line is first  GET*3 EXISTS XREVRANGE TIME ZRANGE*2 HGET ZREM PUBLISH SET*3 HDEL XADD PEXPIRE
+--   QUEUED   O(log n)  joins              GET*3 EXISTS ZSCORE XREVRANGE PTTL ZCARD TIME ZREVRANGE HSET ZADD PEXPIRE*2
+--   QUEUED   O(log n)  stays              GET*3 EXISTS ZSCORE PTTL ZRANK PEXPIRE*2 HSET
+--   QUEUED   O(log n)  the line is first  GET*3 EXISTS ZSCORE XREVRANGE TIME ZRANGE*2 HGET ZREM PUBLISH SET*3 HDEL XADD ZCARD ZREVRANGE HSET ZADD PEXPIRE*3
+--   GONE     O(1)      as a rule          GET*3 EXISTS ZSCORE
+--   ENDED    O(1)      as a rule          GET EXISTS XREVRANGE
+--   ENDED    O(1)      somebody has it    GET*3 EXISTS ZSCORE XREVRANGE
 -- IDEMPOTENT  yes, by grant: while it is the last one, a repetition gets the same token again
 -- SINCE       Redis 6.2
 
@@ -53,7 +53,9 @@ local holder, grant, ttl_ms, keep_ms, about, minting, length, waiting, channel =
 -- Whole numbers in their only spelling: they are passed on as they came.
 local function within(text, low, high)
   local number = tonumber(text)
-  return number and number >= low and number <= high and string.format('%.0f', number) == text
+  return number and number >= low and number <= high
+    and (string.find(text, '^[1-9]%d*$') or text == '0')
+    and (number < 2 ^ 53 or text == '9007199254740992') -- which is what the next one is read as
 end
 if #KEYS ~= 6 or #ARGV ~= 9 or #holder < 1 or #holder > 255 or not string.find(grant, '^%x+$')
   or #grant ~= 32 or not within(ttl_ms, 10, 604800000)
@@ -63,95 +65,114 @@ if #KEYS ~= 6 or #ARGV ~= 9 or #holder < 1 or #holder > 255 or not string.find(g
   return redis.error_reply('BADCALL acquire: an argument is out of the range that its header gives')
 end
 
-local time = redis.call('TIME')
-local now_us = time[1] * 1000000 + time[2]
 local issued = redis.call('GET', token) or '0'
-local held_by = redis.call('GET', lock)
-local described = redis.call('GET', info)
 if not within(issued, 0, 2 ^ 53) then
   return redis.error_reply('CORRUPT the token key holds no token')
 end
-local TAIL = '"grant":"(%x+)","ttl":([%d.]+),"token":(%d+),"since":([%d.]+)}$'
-local last_grant, last_ttl, last_token, since = string.match(described or '', TAIL)
-if described and not last_grant then
-  return redis.error_reply('CORRUPT the info key holds no description of a lease')
+-- As a rule the name is free and nobody waits: then there is nothing more to read.
+local there = redis.call('EXISTS', lock, info, queue) > 0
+local held_by = there and redis.call('GET', lock)
+local described = there and redis.call('GET', info)
+local last_grant, last_ttl, last_token, since
+if described then
+  -- The tail is shorter than that, and the caller's fields before it may be long.
+  local TAIL = '"grant":"(%x+)","ttl":([%d.]+),"token":(%d+),"since":([%d.]+)}$'
+  last_grant, last_ttl, last_token, since = string.match(described, TAIL, -150)
+  if not last_grant then
+    return redis.error_reply('CORRUPT the info key holds no description of a lease')
+  end
 end
 
 -- The same lines, up to the next mark, stand in acquire and release.
 local CLAIM_MS, LINE_MS = 1000, 60000
+local now_us
+-- The next token, and the server's time in milliseconds.
+local function mint(after)
+  local time = redis.call('TIME')
+  now_us = time[1] * 1000000 + time[2]
+  return minting == 'dense' and after + 1 or math.max(after + 1, now_us), math.floor(now_us / 1000)
+end
 local function record(event, which, who, id)
   local done = redis.pcall('XADD', history, 'MAXLEN', '~', length, '*',
     'event', event, 'token', which, 'holder', who, 'grant', id)
   if not done.err then redis.pcall('PEXPIRE', history, keep_ms) end
 end
+-- Writes a grant, and returns its token as text.
 local function write(number, since_ms, who, id, full_ms, lock_ms, fields)
   -- Lua's own conversion rounds above 1e14.
   local text = string.format('%.0f', number)
   local head = string.sub(fields, 1, -2) .. (string.find(fields, '^{%s*}$') and '' or ',')
-  redis.call('SET', token, text, 'PX', math.max(keep_ms, full_ms))
+  redis.call('SET', token, text, 'PX', tonumber(full_ms) > tonumber(keep_ms) and full_ms or keep_ms)
   redis.call('SET', lock, who, 'PX', lock_ms)
   redis.call('SET', info, head .. string.format('"grant":"%s","ttl":%.14g,"token":%s,"since":%.3f}',
     id, full_ms / 1000, text, since_ms / 1000), 'PX', full_ms)
+  return text
 end
-local function mint(after)
-  return minting == 'dense' and after + 1 or math.max(after + 1, now_us)
+local function give(lost, number, since_ms, who, id, full_ms, lock_ms, fields)
+  local text = write(number, since_ms, who, id, full_ms, lock_ms, fields)
+  if lost then record('loss', lost[4], lost[6], lost[8]) end
+  record('grant', text, who, id)
 end
--- Channel, holder, ttl and about of a waiter; nothing if no script of ours wrote them.
-local function parts(packed)
-  local done, left = pcall(cmsgpack.unpack, packed or '')
-  for i = 1, 4 do
-    if not done or type(left) ~= 'table' or type(left[i]) ~= 'string' then return end
+-- What is done with a line. Each run makes its functions anew: these only where somebody waits.
+local function line()
+  local function publish(where, message)
+    return redis.pcall('PUBLISH', where, message)
   end
-  if within(left[3], 10, 604800000) and string.find(left[4], '^{.*}$') then return unpack(left) end
-end
--- Tells the first two waiters that hear it when the name is free again, so that they watch for that.
-local function tell(remaining_ms)
-  local place = 0
-  for _, id in ipairs(redis.call('ZRANGE', queue, 0, 9)) do
-    local where = parts(redis.pcall('HGET', waiters, id))
-    local reached = where and redis.pcall('PUBLISH', where,
-      string.format('HEAD %s %.0f %.0f', id, remaining_ms, place))
-    if type(reached) == 'number' and reached > 0 then place = place + 1 end
-    if place == 2 then return end
+  -- Channel, holder, ttl and about of a waiter; nothing if no script of ours wrote them.
+  local function parts(packed)
+    local done, left = pcall(cmsgpack.unpack, packed or '')
+    for i = 1, 4 do
+      if not done or type(left) ~= 'table' or type(left[i]) ~= 'string' then return end
+    end
+    if within(left[3], 10, 604800000) and string.find(left[4], '^{.*}$') then return unpack(left) end
   end
-end
-local function put_back(ticket, id)
-  redis.call('ZADD', queue, ticket, id)
-  redis.call('PEXPIRE', queue, LINE_MS)
-end
--- Grants the free name. Who has left the line for it returns there if the server refuses.
-local function give(ticket, lost, number, since_ms, who, id, full_ms, lock_ms, fields)
-  local done, refusal = pcall(write, number, since_ms, who, id, full_ms, lock_ms, fields)
-  if not done then
-    if ticket then put_back(ticket, id) end
-    error(refusal, 0)
+  -- Tells the first two waiters that hear it when the name is free again: they watch for that.
+  local function tell(remaining_ms)
+    local place = 0
+    for _, id in ipairs(redis.call('ZRANGE', queue, 0, 9)) do
+      local where = parts(redis.pcall('HGET', waiters, id))
+      local reached = where and publish(where,
+        string.format('HEAD %s %.0f %.0f', id, remaining_ms, place))
+      if type(reached) == 'number' and reached > 0 then place = place + 1 end
+      if place == 2 then return end
+    end
   end
-  if ticket then redis.pcall('HDEL', waiters, id) end
-  if lost then record('loss', lost.token, lost.holder, lost.grant) end
-  record('grant', string.format('%.0f', number), who, id)
-  if ticket then tell(lock_ms) end
-end
--- Hands the free name to the first waiter that hears it, for a short time in which it must renew.
--- Returns its holder and that time; or nothing, if the waiter `own` comes first.
-local function serve(after, own, lost)
-  local number, since_ms = mint(after), math.floor(now_us / 1000)
-  local id, ticket = unpack(redis.call('ZRANGE', queue, 0, 0, 'WITHSCORES'))
-  while id and id ~= own and number < 2 ^ 53 do
-    local where, who, full_ms, fields = parts(redis.call('HGET', waiters, id))
-    redis.call('ZREM', queue, id)
-    local reached = where and redis.pcall('PUBLISH', where,
-      string.format('GRANT %s %.0f %.0f', id, number, since_ms))
-    if type(reached) == 'table' then
-      -- Nobody can be told here: the name goes to whoever asks, and the line stays.
-      return put_back(ticket, id)
-    elseif reached and reached > 0 then
-      local claim_ms = math.min(CLAIM_MS, full_ms)
-      give(ticket, lost, number, since_ms, who, id, full_ms, claim_ms, fields)
-      return who, claim_ms
+  local function put_back(ticket, id)
+    redis.call('ZADD', queue, ticket, id)
+    redis.call('PEXPIRE', queue, LINE_MS)
+  end
+  -- Grants the free name to who has left the line for it, and returns there if the server refuses.
+  local function hand(ticket, lost, number, since_ms, who, id, full_ms, lock_ms, fields)
+    local done, refusal = pcall(give, lost, number, since_ms, who, id, full_ms, lock_ms, fields)
+    if not done then
+      put_back(ticket, id)
+      error(refusal, 0)
     end
     redis.pcall('HDEL', waiters, id)
-    id, ticket = unpack(redis.call('ZRANGE', queue, 0, 0, 'WITHSCORES'))
+    tell(lock_ms)
   end
+  -- Hands the free name to the first waiter that hears it, for a short time in which it must renew.
+  -- Returns its holder and that time; or nothing, if the waiter `own` comes first.
+  local function serve(number, since_ms, own, lost)
+    local id, ticket = unpack(redis.call('ZRANGE', queue, 0, 0, 'WITHSCORES'))
+    while id and id ~= own and number < 2 ^ 53 do
+      local where, who, full_ms, fields = parts(redis.call('HGET', waiters, id))
+      redis.call('ZREM', queue, id)
+      local reached = where and publish(where,
+        string.format('GRANT %s %.0f %.0f', id, number, since_ms))
+      if type(reached) == 'table' then
+        -- Nobody can be told here: the name goes to whoever asks, and the line stays.
+        return put_back(ticket, id)
+      elseif reached and reached > 0 then
+        local claim_ms = math.min(CLAIM_MS, full_ms)
+        hand(ticket, lost, number, since_ms, who, id, full_ms, claim_ms, fields)
+        return who, claim_ms
+      end
+      redis.pcall('HDEL', waiters, id)
+      id, ticket = unpack(redis.call('ZRANGE', queue, 0, 0, 'WITHSCORES'))
+    end
+  end
+  return serve, hand, tell
 end
 -- End of the lines that are the same.
 
@@ -162,24 +183,29 @@ if waiting == 'stay' and not again and not ticket then return {'GONE', tonumber(
 -- The history tells a grant that ended in silence, and a late copy of a call that has been answered
 -- or given up. Cancels of rivals say nothing. Where a copy would only wait, a short look will do.
 local last, own
-local looks = not held_by and {4, 100} or (waiting == 'join' and not ticket) and {10}
-  or (held_by == holder and not described) and {1} or {}
-for _, count in ipairs(again and {} or looks) do
-  for _, event in ipairs(redis.call('XREVRANGE', history, '+', '-', 'COUNT', count)) do
-    local entry = {}
-    for i = 1, #event[2], 2 do entry[event[2][i]] = event[2][i + 1] end
-    own = own or (entry.grant == grant and entry)
-    last = last or (entry.event ~= 'cancel' and entry)
+local function look(count)
+  for _, entry in ipairs(redis.call('XREVRANGE', history, '+', '-', 'COUNT', count)) do
+    -- Its names and values: event, token, holder, grant.
+    local fields = entry[2]
+    own = own or (fields[8] == grant and fields)
+    last = last or (fields[2] ~= 'cancel' and fields)
   end
-  if own or last ~= false then break end
+end
+if not again and not held_by then
+  look(4)
+  if not own and last == false then look(100) end
+elseif not again and waiting == 'join' and not ticket then
+  look(10)
+elseif not again and held_by == holder and not described then
+  look(1)
 end
 if own then
-  again = own.event == 'grant' and own.token == issued and (not held_by or held_by == holder)
-  if not again then return {'ENDED', tonumber(own.token)} end
+  again = own[2] == 'grant' and own[4] == issued and (not held_by or held_by == holder)
+  if not again then return {'ENDED', tonumber(own[4])} end
 end
 
 if again then
-  local since_ms = math.floor(since and since * 1000 + 0.5 or now_us / 1000)
+  local since_ms = since and math.floor(since * 1000 + 0.5) or select(2, mint(0))
   if not held_by then
     write(tonumber(issued), since_ms, holder, grant, ttl_ms, ttl_ms, about)
   elseif redis.call('PTTL', lock) < tonumber(ttl_ms) then
@@ -200,15 +226,23 @@ if held_by then
     redis.call('PEXPIRE', info, string.format('%.0f', remaining_ms))
   end
 else
-  local number, since_ms = mint(tonumber(issued)), math.floor(now_us / 1000)
+  local number, since_ms = mint(issued)
   if number >= 2 ^ 53 then
     return redis.error_reply('EXHAUSTED the name has no token left below 2^53')
   end
-  local lost = last and last.event == 'grant' and last.token == issued and last
-  held_by, remaining_ms = serve(tonumber(issued), grant, lost)
+  local lost = last and last[2] == 'grant' and last[4] == issued and last
+  local serve, hand
+  if there then
+    serve, hand = line()
+    held_by, remaining_ms = serve(number, since_ms, grant, lost)
+  end
   if not held_by then
-    if ticket then redis.call('ZREM', queue, grant) end
-    give(ticket, lost, number, since_ms, holder, grant, ttl_ms, ttl_ms, about)
+    if ticket then
+      redis.call('ZREM', queue, grant)
+      hand(ticket, lost, number, since_ms, holder, grant, ttl_ms, ttl_ms, about)
+    else
+      give(lost, number, since_ms, holder, grant, ttl_ms, ttl_ms, about)
+    end
     return {'GRANTED', number, since_ms}
   end
 end
@@ -225,6 +259,7 @@ if ticket then
 end
 local place = redis.call('ZCARD', queue)
 -- Later than the last one, even if the clock went back.
+if not now_us then mint(0) end
 local newest = tonumber(redis.call('ZREVRANGE', queue, 0, 0, 'WITHSCORES')[2] or 0)
 redis.call('HSET', waiters, grant, packed)
 local done = redis.pcall('ZADD', queue, string.format('%.0f', math.max(now_us, newest + 1)), grant)

@@ -37,7 +37,9 @@ local beyond, keep_ms, length = unpack(ARGV)
 -- Whole numbers in their only spelling: they are passed on as they came.
 local function within(text, low, high)
   local number = tonumber(text)
-  return number and number >= low and number <= high and string.format('%.0f', number) == text
+  return number and number >= low and number <= high
+    and (string.find(text, '^[1-9]%d*$') or text == '0')
+    and (number < 2 ^ 53 or text == '9007199254740992') -- which is what the next one is read as
 end
 if #KEYS ~= 6 or #ARGV ~= 3 or not within(beyond, 1, 2 ^ 53 - 2 ^ 32)
   or not within(keep_ms, 1, 315360000000) or not within(length, 1, 1000000) then

@@ -32,7 +32,9 @@ local token, grant, count = ARGV[1], ARGV[2], ARGV[3]
 -- Whole numbers in their only spelling: they are passed on as they came.
 local function within(text, low, high)
   local number = tonumber(text)
-  return number and number >= low and number <= high and string.format('%.0f', number) == text
+  return number and number >= low and number <= high
+    and (string.find(text, '^[1-9]%d*$') or text == '0')
+    and (number < 2 ^ 53 or text == '9007199254740992') -- which is what the next one is read as
 end
 local commands, at = {}, 4
 for _ = 1, within(count, 0, 1000) and count or 0 do

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from fencer._drive import run
-from fencer._keeper import _TRIP, renewing
+from fencer._keeper import _CALL, _TRIP, renewing
 from fencer._lease import BaseLease
 from fencer._wire import Wire
 from fencer.bench.core import FLOOR, OURS, Case, Contender, Operation
@@ -57,7 +57,8 @@ def case(ready: Ready, batch: int) -> Case:
 
     trips = -(-batch // _TRIP)
     requests = sent_by(ready.store.client, all_at_once, trips)
-    floor = replay_all(ready.bare_socket(), requests, b"*2\r\n$7\r\nRENEWED")
+    begins = b"*%d\r\n$7\r\nRENEWED" % (2 * min(batch, _CALL))
+    floor = replay_all(ready.bare_socket(), requests, begins)
     return Case(
         "keepalive",
         f"renew {batch:,} at once, each",

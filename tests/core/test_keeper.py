@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import pytest
 
@@ -38,6 +39,17 @@ def renewed(lease: BaseLease) -> object:
     return [b"RENEWED", 1]
 
 
+def answered(call: Call, leases: dict[str | bytes, BaseLease], reply: Reply) -> object:
+    """The reply to a call that renews some leases: one after the other, or the first error."""
+    flat: list[Any] = []
+    for key in call.keys[::3]:
+        one = reply(leases[key])
+        if not isinstance(one, list):
+            return one
+        flat += one
+    return flat
+
+
 class Life:
     """Runs a keeper as its owners do, in no time: from one moment with work to the next."""
 
@@ -65,9 +77,10 @@ class Life:
         assert at_once < 100, "it sends again and again without a pause"
         steps = Driven(renewing(due, self.clock), self.clock)
         if not steps.ended:
-            assert isinstance(steps.step, Batch)
-            assert len(steps.step.calls) == len(due)
-            steps.answer([self.reply(lease) for lease in due], after=self.trip)
+            by_key = {lease._renew_call().keys[0]: lease for lease in due}
+            while not steps.ended and isinstance(steps.step, Batch):
+                replies = [answered(call, by_key, self.reply) for call in steps.step.calls]
+                steps.answer(replies, after=self.trip)
         while not steps.ended:
             steps.answer([b"RELEASED", 1])
         self.keeper.renewed(steps.result)
@@ -467,3 +480,128 @@ def test_the_refusal_names_the_range() -> None:
     """The message would say that no number is allowed."""
     with pytest.raises(InvalidArgument, match=r"0\.3\b"):
         heartbeat(5.0, 300)
+
+
+# One call for many leases.
+
+
+def keys_of(steps: Driven[Any]) -> list[list[str | bytes]]:
+    """The lock keys in each call of the trip."""
+    assert isinstance(steps.step, Batch)
+    return [list(call.keys[::3]) for call in steps.step.calls]
+
+
+def locks(leases: list[BaseLease]) -> list[str | bytes]:
+    return [lease._renew_call().keys[0] for lease in leases]
+
+
+def held(core: Protocol, count: int, ttl: float = 9.0) -> list[BaseLease]:
+    return [told_lease(core, f"orders-{number}", ttl=ttl) for number in range(count)]
+
+
+def test_a_trip_is_a_call_per_hundred(core: Protocol, clock: Clock) -> None:
+    """Each lease would cost a call, or one call would hold up the server."""
+    leases = held(core, 250)
+    steps = Driven(renewing(leases, clock), clock)
+    assert [len(keys) for keys in keys_of(steps)] == [100, 100, 50]
+    assert [key for keys in keys_of(steps) for key in keys] == locks(leases)
+    steps.answer([[b"RENEWED", 1] * 100, [b"RENEWED", 1] * 100, [b"RENEWED", 1] * 50])
+    assert steps.result == dict.fromkeys(leases)
+
+
+def test_the_call_of_many_says_it_all(core: Protocol, clock: Clock) -> None:
+    """A lease would be renewed with the token or the info of another."""
+    first, second = told_lease(core, "first", token=7), told_lease(core, "second", token=8)
+    second._describe = True
+    steps = Driven(renewing([first, second], clock), clock)
+    assert isinstance(steps.step, Batch)
+    (call,) = steps.step.calls
+    one, other = first._renew_call(), second._renew_call()
+    assert call.keys == one.keys + other.keys
+    assert call.args == (*one.args, other.args[1], other.args[4])
+    assert '"token":8' in str(call.args[-1])
+
+
+def test_each_reply_goes_to_its_lease(core: Protocol, clock: Clock) -> None:
+    """A lease would be lost because another one was."""
+    leases = held(core, 3)
+    steps = Driven(renewing(leases, clock), clock)
+    steps.answer([[b"RENEWED", 1, b"STALE", 8, b"RENEWED", 0]])
+    assert steps.ended
+    assert [lease.valid for lease in leases] == [True, False, True]
+    assert [lease._describe for lease in leases] == [False, False, True]
+
+
+def test_leases_of_another_kind_have_calls_of_their_own(core: Protocol, clock: Clock) -> None:
+    """A lease would be given the ttl of another."""
+    short, long = held(core, 2, ttl=3.0), held(core, 2, ttl=30.0)
+    mixed = [short[0], long[0], short[1], long[1]]
+    steps = Driven(renewing(mixed, clock), clock)
+    assert keys_of(steps) == [locks(short), locks(long)]
+    steps.answer([[b"RENEWED", 1] * 2, [b"RENEWED", 1, b"STALE", 8]])
+    assert steps.ended
+    assert [lease.valid for lease in mixed] == [True, True, True, False]
+
+
+def test_each_place_has_calls_of_its_own(core: Protocol, clock: Clock) -> None:
+    """A Cluster would refuse a call with keys of several slots."""
+    leases = held(core, 10)
+    odd = [lease for lease in leases if int(lease.name[-1]) % 2]
+    even = [lease for lease in leases if lease not in odd]
+
+    def parity(key: str | bytes) -> object:
+        return int(str(key).partition("}")[0][-1]) % 2
+
+    steps = Driven(renewing(leases, clock, parity), clock)
+    assert keys_of(steps) == [locks(even), locks(odd)]
+    steps.answer([[b"RENEWED", 1] * 5] * 2)
+    assert steps.result == dict.fromkeys(leases)
+
+
+def test_after_a_refusal_each_is_asked_alone(core: Protocol, clock: Clock) -> None:
+    """What is wrong with one lease would cost the others theirs."""
+    leases = held(core, 102)
+    steps = Driven(renewing(leases, clock), clock)
+    steps.answer([StoreError("CORRUPT"), [b"RENEWED", 1] * 2])
+    assert keys_of(steps) == [[lock] for lock in locks(leases[:100])]
+    replies: list[object] = [[b"RENEWED", 1]] * 100
+    replies[7] = StoreError("CORRUPT")
+    steps.answer(replies)
+    assert [lease for lease, after in steps.result.items() if after is not None] == [leases[7]]
+
+
+def test_who_has_ended_meanwhile_is_not_asked_alone(core: Protocol, clock: Clock) -> None:
+    """A lease that was declared lost would be brought back to life."""
+    short, long = told_lease(core, "short", ttl=9), told_lease(core, "long", ttl=9)
+    clock.now += 5
+    long._settle(["RENEWED", 1], clock.now, 9_000)
+    steps = Driven(renewing([short, long], clock), clock)
+    steps.answer([StoreError("CORRUPT")], after=6)
+    assert keys_of(steps) == [locks([long])]
+    steps.answer([[b"RENEWED", 1]])
+    assert short.told is not None
+    assert steps.result[long] is None
+
+
+def test_without_an_answer_nobody_is_asked_alone(core: Protocol, clock: Clock) -> None:
+    """A server that is down would be asked a hundred times at once."""
+    leases = held(core, 3)
+    steps = Driven(renewing(leases, clock), clock)
+    steps.answer([unavailable()])
+    assert all((after or 0) > 0 for after in steps.result.values())
+
+
+def test_a_refused_lease_alone_is_asked_once(core: Protocol, clock: Clock) -> None:
+    """Each refusal would be asked for twice."""
+    leases = held(core, 1)
+    steps = Driven(renewing(leases, clock), clock)
+    steps.answer([StoreError("CORRUPT")])
+    assert (steps.result[leases[0]] or 0) > 0
+
+
+def test_the_next_renewal_has_the_new_ttl(core: Protocol, clock: Clock) -> None:
+    """A lease with another ttl would be renewed with the old one, and end sooner than believed."""
+    lease = told_lease(core, ttl=60)
+    assert lease._renew_call().args[2] == 60_000
+    lease._settle(["RENEWED", 1], clock.now, 5_000)
+    assert lease._renew_call().args[2] == 5_000

@@ -24,11 +24,11 @@ def eventually(condition: Callable[[], Any], seconds: float = 10.0) -> bool:
     return True
 
 
-def calls(server: Server) -> int:
-    """How many scripts the server has run."""
+def calls(server: Server, command: str = "eval") -> int:
+    """How many scripts the server has run, or other commands."""
     with redis.Redis.from_url(server.unix_url) as client:
         shown: Any = client.info("commandstats")
-    return sum(stats["calls"] for name, stats in shown.items() if "eval" in name)
+    return sum(stats["calls"] for name, stats in shown.items() if command in name)
 
 
 def run(

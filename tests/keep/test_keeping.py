@@ -61,12 +61,29 @@ def test_many_leases_share_trips_and_connections(connect: Connect, make_server: 
     leases = [client.acquire(f"orders-{number}", ttl=3, keep_alive=True) for number in range(200)]
     with redis.Redis.from_url(server.unix_url) as watcher:
         reads, scripts = int(watcher.info("stats")["total_reads_processed"]), calls(server)
+        prolonged = calls(server, "pexpire")
         time.sleep(2.5)
         reads = int(watcher.info("stats")["total_reads_processed"]) - reads
         assert int(watcher.info("clients")["connected_clients"]) <= 5
-    assert calls(server) - scripts >= 400
+    assert calls(server, "pexpire") - prolonged >= 3 * 400
+    assert calls(server) - scripts < 120
     assert reads < 120
     assert all(lease.valid for lease in leases)
+
+
+def test_a_broken_key_costs_no_other_lease_anything(
+    connect: Connect, make_server: MakeServer
+) -> None:
+    """A call that renews many leases would fail for all of them, as long as one is broken."""
+    server = make_server(persistence="none")
+    client = connect(server.unix_url)
+    leases = [client.acquire(f"orders-{number}", ttl=2, keep_alive=True) for number in range(30)]
+    with redis.Redis.from_url(server.unix_url) as watcher:
+        watcher.delete("fencer:{orders-7}:token")
+        watcher.hset("fencer:{orders-7}:token", "some", "thing")
+    assert eventually(lambda: not leases[7].valid)
+    time.sleep(1)
+    assert [lease.name for lease in leases if not lease.valid] == ["orders-7"]
 
 
 @pytest.mark.parametrize("fault", ["refuse", "reset", "silence"])

@@ -179,6 +179,19 @@ def renew(token: int, about: str = "", holder: str = HOLDER) -> Request:
     return Request("renew", (LOCK, TOKEN, INFO), arguments)
 
 
+def together(*requests: Request) -> Request:
+    """One request that renews what several would; the first says whose they are and how long."""
+    keys = tuple(key for request in requests for key in request.keys)
+    more = tuple(request.arguments[at] for request in requests[1:] for at in (1, 4))
+    return Request("renew", keys, requests[0].arguments + more)
+
+
+def of_name(name: str, request: Request) -> Request:
+    """The same for another name than "orders"."""
+    keys = tuple(key.replace("{orders}", f"{{{name}}}") for key in request.keys)
+    return Request(request.script, keys, request.arguments, request.commands)
+
+
 def release(token: int, grant: str = GRANT, holder: str = HOLDER) -> Request:
     arguments = (holder, grant, str(token), str(KEEP), "time", str(LENGTH))
     return Request("release", ALL, arguments)
@@ -221,7 +234,7 @@ def scenario(script: str, status: str, variant: str = "as a rule") -> Callable[[
 ROWS: dict[Name, Row] = {
     (name, row.status, row.variant): row for name in NAMES for row in HEADERS[name].rows
 }
-WRITES = {"set", "del", "pexpire", "xadd", "hset", "zadd", "zrem", "publish"}
+WRITES = {"set", "incr", "del", "pexpire", "xadd", "hset", "zadd", "zrem", "publish"}
 WRITING = [name for name, row in ROWS.items() if row.counts.keys() & WRITES]
 
 
@@ -374,6 +387,14 @@ def _(store: Store) -> Request:
     token = store.acquire()
     info = store.do("GET", INFO).replace("{", '{"port":1,', 1)
     return renew(token, info)
+
+
+@scenario("renew", "RENEWED", "three leases")
+def _(store: Store) -> Request:
+    names = "orders", "bills", "mail"
+    tokens = [store.send(of_name(name, acquire()))[1] for name in names]
+    each = [of_name(name, renew(token)) for name, token in zip(names, tokens, strict=True)]
+    return together(*each)
 
 
 @scenario("renew", "STALE")

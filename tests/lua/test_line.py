@@ -551,7 +551,7 @@ def test_planted_overtaking_is_seen(store: Store) -> None:
 def test_planted_deaf_hand_over_is_seen(store: Store) -> None:
     """If this fails, the tests with dead waiters have none."""
     broken = store.planted(
-        "release", r"reached and reached > 0 then\n      local", "true then local"
+        "release", r"reached and reached > 0 then\n        local", "true then local"
     )
     with pytest.raises(AssertionError):
         test_unreachable_waiters_are_skipped(broken, 1)
@@ -559,6 +559,6 @@ def test_planted_deaf_hand_over_is_seen(store: Store) -> None:
 
 def test_planted_short_memory_is_seen(store: Store) -> None:
     """If this fails, the tests with late copies do not send them late."""
-    broken = store.planted("acquire", r"and \{10\}", "and {}")
+    broken = store.planted("acquire", r"look\(10\)", "")
     with pytest.raises(AssertionError):
         test_cancel_overtakes_the_join(broken)

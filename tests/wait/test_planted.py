@@ -64,10 +64,10 @@ def test_without_a_planted_bug(shared_server: Server, redis_client: redis.Redis,
 
 
 PLANTED = {
-    "nobody is handed the lease": ("release", "serve(issued + 1)", ""),
+    "nobody is handed the lease": ("release", "serve(mint(issued + 1))", ""),
     "newcomers overtake": (
         "acquire",
-        "held_by, remaining_ms = serve(tonumber(issued), grant, lost)",
+        "held_by, remaining_ms = serve(number, since_ms, grant, lost)",
         "",
     ),
     "last come, first served": (
