@@ -3,6 +3,7 @@
 from fencer import embedded, guards
 from fencer.aio import AsyncFencer, AsyncLease, connect_async
 from fencer.client import Fencer, Lease, connect
+from fencer.durability import Fsynced, Replicated
 from fencer.election import AsyncElection, Election
 from fencer.errors import (
     AcquireTimeout,
@@ -10,6 +11,7 @@ from fencer.errors import (
     InvalidArgument,
     LeaseLost,
     NotAcquired,
+    NotDurable,
     ScriptError,
     ServerFailed,
     StaleToken,
@@ -30,6 +32,9 @@ __all__ = [
     "AsyncLease",
     "connect_async",
     "Sequencer",
+    # How safe a grant must be before its token is handed out
+    "Fsynced",
+    "Replicated",
     # Elections
     "Election",
     "AsyncElection",
@@ -47,6 +52,7 @@ __all__ = [
     "InvalidArgument",
     "LeaseLost",
     "NotAcquired",
+    "NotDurable",
     "ScriptError",
     "ServerFailed",
     "StaleToken",

@@ -16,6 +16,7 @@ from fencer._keeper import heartbeat
 from fencer._keys import Keyspace
 from fencer._protocol import Granted, Protocol
 from fencer._steps import Steps
+from fencer.durability import Durability, checked
 from fencer.embedded import Server
 from fencer.errors import InvalidArgument
 from fencer.guards._base import AsyncGuard, Guard
@@ -36,6 +37,7 @@ class BaseFencer:
         tokens: Tokens,
         keep: float,
         history: int,
+        durability: Durability | tuple[Durability, ...] | None,
     ) -> None:
         if tokens not in ("time", "dense"):
             raise InvalidArgument(f'tokens must be "time" or "dense", not {tokens!r}')
@@ -46,6 +48,7 @@ class BaseFencer:
                 minting=tokens,
                 keep_ms=round(_check.number("keep", keep, 1.0, _check.MAX_KEEP) * 1000),
                 history_length=_check.integer("history", history, 1, _check.MAX_HISTORY),
+                durability=checked(durability),
             )
         )
         self._host = socket.gethostname()

@@ -119,8 +119,10 @@ class BaseLease:
         state = self._state.value
         return f"<{type(self).__name__} {self.name!r} token={self.token} {state}>"
 
-    def _renewing(self, ttl: float | None) -> Steps[None]:
+    def _renewing(self, ttl: float | None, durable: bool = False) -> Steps[None]:
         ttl_ms = self._ttl_ms if ttl is None else _check.ttl_ms(ttl)
+        if durable:
+            self._protocol.asked_for("RENEWED")
         self.check()
         while not self._begin_renewal():
             yield Sleep(0.002)
@@ -132,13 +134,19 @@ class BaseLease:
                 self._describe = True
                 self._deadline = min(self._deadline, started + self._protocol.belief(ttl_ms))
             describe = self._describe
-            reply = yield from self._protocol.renewal(self._granted, ttl_ms, describe=describe)
+            # What is renewed is believed in once the question is answered: that must be in time.
+            confirm = self._protocol.asked_for("RENEWED", self.remaining() / 2) if durable else None
+            reply, answers = yield from self._protocol.renewal(
+                self._granted, ttl_ms, confirm, describe=describe
+            )
             if self._settle(reply, started, ttl_ms) and reply[0] == "RENEWED":
                 yield from self._protocol.give_back(self._granted)
         finally:
             self._end_renewal()
         if self._state is not State.LIVE:
             raise self._ended()
+        if confirm is not None:
+            self._protocol.judge(self._granted, confirm, answers, "renewal")
 
     def _begin_renewal(self) -> bool:
         with self._changing:
@@ -170,10 +178,13 @@ class BaseLease:
                     self._lose(_why(reply, self.token))
             return self._state is State.LOST
 
-    def _releasing(self) -> Steps[bool]:
+    def _releasing(self, durable: bool = False) -> Steps[bool]:
+        confirm = self._protocol.asked_for("RELEASED") if durable else None
         if self._pid != os.getpid():
             return False
         if self._released is not None:
+            if durable and self._released:
+                yield from self._protocol.confirm_release(self._granted)
             return self._released
         # A release whose reply was lost may be asked for again.
         if self._state is not State.RELEASED and not self.valid:
@@ -181,8 +192,14 @@ class BaseLease:
         with self._changing:
             if self._state is State.LOST:
                 return False
+            again = self._state is State.RELEASED
             self._state = State.RELEASED
-        self._released = yield from self._protocol.release(self._granted)
+        self._released, answers = yield from self._protocol.release(self._granted, confirm)
+        if confirm is not None and self._released:
+            if answers is None or again:
+                yield from self._protocol.confirm_release(self._granted)
+            else:
+                self._protocol.judge(self._granted, confirm, answers, "release")
         return self._released
 
     def _release_call(self) -> Call | None:

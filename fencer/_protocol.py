@@ -8,6 +8,7 @@ once:
 - A call is repeated only if that is the same as asking once; all scripts but the guard's are.
 - An acquire that fails in a way that may have been applied, or is interrupted, is given back.
 - Time is counted from before a request is first sent.
+- Where a durability is wanted (`fencer.durability`), no grant gets out of here without it.
 
 How a wait works: the waiter listens, and then joins the line on the server. Whoever frees the name
 hands it to the first in line and tells it (GRANT); it has a short time to claim it by a renew. The
@@ -28,11 +29,33 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from fencer import _check, _clock
+from fencer import _check, _clock, durability
 from fencer._keys import Keyspace
 from fencer._scripts import load
-from fencer._steps import Call, Command, Enter, Leave, Seen, Sleep, Steps, Wait, Wakeup, text
-from fencer.errors import AcquireTimeout, NotAcquired, StoreError, StoreUnavailable
+from fencer._steps import (
+    Call,
+    Command,
+    Confirm,
+    Confirmed,
+    Enter,
+    Leave,
+    Seen,
+    Sleep,
+    Steps,
+    Wait,
+    Wakeup,
+    text,
+)
+from fencer.durability import Durability
+from fencer.errors import (
+    AcquireTimeout,
+    FencerError,
+    InvalidArgument,
+    NotAcquired,
+    NotDurable,
+    StoreError,
+    StoreUnavailable,
+)
 from fencer.records import Event, Status, Waiter
 
 _PAUSES = (0.02, 0.1)
@@ -109,6 +132,7 @@ class Settings:
     minting: str = "time"
     keep_ms: int = 30 * 86_400_000
     history_length: int = 1_000
+    durability: tuple[Durability, ...] = ()
     clock: Callable[[], float] = _clock.now
 
 
@@ -116,6 +140,15 @@ def ask(call: Call, *, repeat: bool = True) -> Steps[list[Any]]:
     """Make a call; where no answer comes, try it again, unless it must not be applied twice."""
     reply, _ = yield from _insist(call, repeat=repeat)
     return [text(reply[0]), *reply[1:]]
+
+
+def _ask(call: Call) -> Steps[tuple[list[Any], list[Any] | None, bool]]:
+    """As `ask`; with the answers to what was to be asked next, and `_insist`'s doubt."""
+    outcome, doubtful = yield from _insist(call)
+    reply, answers = outcome, None
+    if isinstance(outcome, Confirmed):
+        reply, answers = outcome.reply, outcome.answers
+    return [text(reply[0]), *reply[1:]], answers, doubtful
 
 
 def _insist(step: Call | Command, *, repeat: bool = True) -> Steps[tuple[Any, bool]]:
@@ -243,11 +276,18 @@ class Protocol:
         """Ask for the lease once. If somebody has it, ``seen`` tells who, and the place in line."""
         started = self.clock()
         call = self._acquire_call(ask_for, waiting, channel)
-        reply, doubtful = yield from _insist(call)
+        # In line, and where it is asked again, the grant may have been made before: such a call
+        # writes nothing as a rule, and a question after it would be answered for nothing.
+        sure = self._confirm("GRANTED", ask_for.ttl_ms / 2000) if waiting == "no" else None
+        reply, answers, doubtful = yield from _ask(_with(call, sure))
         seen.place = None
-        match [text(reply[0]), *reply[1:]]:
+        match reply:
             case ["GRANTED", token, since_ms]:
                 granted = ask_for.granted(token, since_ms, started + self.belief(ask_for.ttl_ms))
+                if sure is not None and not doubtful:
+                    yield from self._judge(granted, sure, answers)
+                elif self._settings.durability:
+                    return (yield from self._claimed(granted))
                 return (yield from self._in_time(granted))
             case ["HELD" | "QUEUED", other, remaining_ms, *place]:
                 seen.holder = text(other)
@@ -264,24 +304,55 @@ class Protocol:
         """Renew at once a grant whose reply took longer than its ttl."""
         if granted.deadline > self.clock():
             return granted
+        return (yield from self._claimed(granted))
+
+    def _claimed(self, granted: Granted) -> Steps[Granted]:
+        """Claim what was granted, or give it back."""
         claimed = yield from self._claim(granted)
         if claimed is None:
             yield from self.give_back(granted)
             raise StoreUnavailable(
-                "the server takes so long to answer that nothing is left of a ttl of "
-                f"{granted.ttl_ms / 1000:g} s: choose a longer one",
+                f"the grant of {granted.name!r} was over before it could be claimed: the server "
+                "has lost it, or takes so long to answer that nothing is left of a ttl of "
+                f"{granted.ttl_ms / 1000:g} s, and a longer one is needed",
                 maybe_applied=False,
             )
         return claimed
 
     def _claim(self, granted: Granted) -> Steps[Granted | None]:
-        """Renew what was granted, and count from now on; ``None`` if it is too late."""
+        """Renew what was granted, and count from now on; ``None`` if it is too late.
+
+        Where a durability is wanted, it is asked for here. The grant itself was written earlier, by
+        whoever handed it over; but what a server sends to replicas and to its file is one stream,
+        so that whoever has the renew has the grant. After a failover in between, a server that
+        lacks the grant refuses the renew.
+        """
         started = self.clock()
-        reply = yield from self.renewal(granted, granted.ttl_ms)
+        confirm = self._confirm("RENEWED", granted.ttl_ms / 2000)
+        reply, answers = yield from self.renewal(granted, granted.ttl_ms, confirm)
+        if confirm is not None and reply[0] == "RENEWED":
+            yield from self._judge(granted, confirm, answers)
         deadline = started + self.belief(granted.ttl_ms)
         if reply[0] != "RENEWED" or deadline <= self.clock():
             return None
         return replace(granted, deadline=deadline)
+
+    def _confirm(self, status: str, at_most: float) -> Confirm | None:
+        return durability.confirm(self._settings.durability, status, at_most)
+
+    def _judge(self, granted: Granted, asked: Confirm, answers: list[Any] | None) -> Steps[None]:
+        """Give back a grant that is not as durable as is wanted, and raise."""
+        try:
+            self.judge(granted, asked, answers, "grant")
+        except FencerError:
+            yield from self.give_back(granted)
+            raise
+
+    def judge(self, lease: Granted, asked: Confirm, answers: list[Any] | None, act: str) -> None:
+        """Raise unless what was done is as durable as is wanted."""
+        assert answers is not None
+        wanted = self._settings.durability
+        durability.judge(wanted, answers, asked, (act, lease.name, lease.token))
 
     def give_back(self, lease: Granted) -> Steps[None]:
         """Release a lease that nobody uses. What cannot be sent now ends with its ttl."""
@@ -297,24 +368,64 @@ class Protocol:
                 yield release  # Interrupted while giving back: it may not have been sent.
             raise
 
-    def renewal(self, lease: Granted, ttl_ms: int, *, describe: bool = False) -> Steps[list[Any]]:
-        """Renew; if the info key was missing, write it anew."""
-        reply = yield from ask(self.renew_call(lease, ttl_ms, describe=describe))
-        if reply == ["RENEWED", 0]:
-            reply = yield from ask(self.renew_call(lease, ttl_ms, describe=True))
-        return reply
+    def renewal(
+        self,
+        lease: Granted,
+        ttl_ms: int,
+        confirm: Confirm | None = None,
+        *,
+        describe: bool = False,
+    ) -> Steps[tuple[list[Any], list[Any] | None]]:
+        """Renew; if the info key was missing, write it anew. The reply, and what is asked then.
 
-    def release(self, lease: Granted) -> Steps[bool]:
-        """Release; whether the lease was still the last one."""
+        A repetition needs no care: a renew always writes.
+        """
+        call = _with(self.renew_call(lease, ttl_ms, describe=describe), confirm)
+        reply, answers, _ = yield from _ask(call)
+        if reply == ["RENEWED", 0]:
+            call = _with(self.renew_call(lease, ttl_ms, describe=True), confirm)
+            reply, answers, _ = yield from _ask(call)
+        return reply, answers
+
+    def asked_for(self, status: str, at_most: float = math.inf) -> Confirm:
+        """What to ask after a renew or a release for which the caller wants a durability.
+
+        Raises:
+            InvalidArgument: no durability was chosen.
+        """
+        confirm = self._confirm(status, at_most)
+        if confirm is None:
+            raise InvalidArgument(
+                "durable=True means as durable as the grants of this client, and it was made "
+                "without: pass durability=Replicated(...) or Fsynced(...) to it"
+            )
+        return confirm
+
+    def confirm_release(self, lease: Granted) -> Steps[None]:
+        """Raise unless a release that has been carried out is as durable as is wanted."""
+        # A release that is asked again writes nothing. The cancel of a grant that nobody has asked
+        # for does, later in the same stream, and is of no consequence.
+        call = self.release_call(replace(lease, grant=_new_grant()))
+        confirm = self.asked_for("CANCELLED")
+        _, answers, _ = yield from _ask(_with(call, confirm))
+        self.judge(lease, confirm, answers, "release")
+
+    def release(
+        self, lease: Granted, confirm: Confirm | None = None
+    ) -> Steps[tuple[bool, list[Any] | None]]:
+        """Release; whether the lease was still the last one, and what ``confirm`` came to.
+
+        That is ``None`` if it was not asked, or says nothing.
+        """
         call = self.release_call(lease, lease.token)
         try:
-            reply = yield from ask(call)
+            reply, answers, doubtful = yield from _ask(_with(call, confirm))
         except (StoreError, GeneratorExit):
             raise
         except BaseException:
             yield from self._cancel(call)  # Interrupted: it may not have been sent.
             raise
-        return bool(reply[0] == "RELEASED")
+        return bool(reply[0] == "RELEASED"), None if doubtful else answers
 
     def inspect(self, name: str) -> Steps[Status]:
         """Tell who has the lease."""
@@ -495,6 +606,10 @@ def _event(entry_id: str, raw: list[Any]) -> Event:
     )
 
 
+def _with(call: Call, confirm: Confirm | None) -> Call:
+    return call if confirm is None else replace(call, confirm=confirm)
+
+
 def _new_grant() -> str:
     return secrets.token_hex(16)
 
@@ -504,7 +619,7 @@ def _may_have_been_granted(error: BaseException) -> bool:
         return False  # The driver has gone: nothing can be sent any more.
     if isinstance(error, StoreUnavailable):
         return error.maybe_applied
-    return not isinstance(error, StoreError)
+    return not isinstance(error, StoreError | NotDurable)
 
 
 def about(holder: str, host: str, info: dict[str, Any]) -> dict[str, Any]:

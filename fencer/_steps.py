@@ -20,6 +20,32 @@ class Call:
     script: Script
     keys: tuple[str | bytes, ...]
     args: tuple[str | bytes | int | float, ...]
+    confirm: Confirm | None = None
+    """What to ask next on the same connection. The driver then answers with a `Confirmed`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Confirm:
+    """Questions about what a script has done, such as ``WAIT``, for it if it did anything.
+
+    They go out in one trip, after the script's reply and on its connection: the server answers for
+    what this connection has written.
+    """
+
+    status: str
+    """They are asked if the script's reply begins with this."""
+    questions: tuple[tuple[str | int, ...], ...]
+    seconds: float
+    """How long the server may take to answer, beside the usual."""
+
+
+@dataclass(frozen=True, slots=True)
+class Confirmed:
+    """What came of a `Call` with a `Confirm`."""
+
+    reply: Any
+    answers: list[Any] | None
+    """To each question its answer, or the `StoreError` that it met; ``None`` if none was asked."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,20 @@ import redis.asyncio
 from redis.exceptions import MaxConnectionsError, NoScriptError, RedisError, ResponseError
 
 from fencer._refusals import refusal
-from fencer._steps import Batch, Call, Command, Enter, Leave, Sleep, Stamp, Step, Wait
+from fencer._steps import (
+    Batch,
+    Call,
+    Command,
+    Confirm,
+    Confirmed,
+    Enter,
+    Leave,
+    Sleep,
+    Stamp,
+    Step,
+    Wait,
+    text,
+)
 from fencer._wakeups import TaskWakeups, ThreadWakeups
 from fencer.errors import InvalidArgument, StoreError, StoreUnavailable
 
@@ -75,10 +88,11 @@ class Wire:
         with self._lent(call.script.name) as connection:
             try:
                 connection.send_command(*_by_sha(call))
-                return connection.read_response()
+                reply = connection.read_response()
             except NoScriptError:
                 connection.send_command(*_by_body(call))
-                return connection.read_response()
+                reply = connection.read_response()
+            return reply if call.confirm is None else confirmed(connection, call.confirm, reply)
 
     def command(self, words: tuple[str | int, ...]) -> Any:
         """Run a command that only reads, and return its reply as it came."""
@@ -146,6 +160,8 @@ class AsyncWire:
         self._wakeups = wakeups
         # Thousands of tasks would otherwise open thousands of connections.
         self._at_once = asyncio.Semaphore(_AT_ONCE)
+        # Grants that wait for a replica that has gone must not keep renewals from being sent.
+        self._confirming = asyncio.Semaphore(_AT_ONCE)
 
     async def do(self, step: Step) -> Any:
         """Carry out one step."""
@@ -173,13 +189,16 @@ class AsyncWire:
 
     async def call(self, call: Call) -> Any:
         """Run a script and return its reply."""
-        async with self._lent(call.script.name) as connection:
+        async with self._lent(call.script.name, confirm=call.confirm) as connection:
             try:
                 await connection.send_command(*_by_sha(call))
-                return await connection.read_response()
+                reply = await connection.read_response()
             except NoScriptError:
                 await connection.send_command(*_by_body(call))
-                return await connection.read_response()
+                reply = await connection.read_response()
+            if call.confirm is None:
+                return reply
+            return await confirmed_async(connection, call.confirm, reply)
 
     async def command(self, words: tuple[str | int, ...]) -> Any:
         """Run a command that only reads."""
@@ -217,10 +236,12 @@ class AsyncWire:
             return error
 
     @asynccontextmanager
-    async def _lent(self, script: str | None) -> AsyncIterator[Any]:
+    async def _lent(
+        self, script: str | None, *, confirm: Confirm | None = None
+    ) -> AsyncIterator[Any]:
         pool = self.client.connection_pool
         connection, until = None, time.monotonic() + _FREE_SECONDS
-        async with self._at_once:
+        async with self._at_once if confirm is None else self._confirming:
             while connection is None:
                 try:
                     connection = await pool.get_connection()
@@ -239,6 +260,43 @@ class AsyncWire:
                 raise
             finally:
                 await pool.release(connection)
+
+
+def confirmed(connection: Any, confirm: Confirm, reply: Any) -> Confirmed:
+    """Ask what is to be asked after a script, on its connection. For every wire that blocks."""
+    if text(reply[0]) != confirm.status:
+        return Confirmed(reply, None)
+    connection.send_packed_command(connection.pack_commands(confirm.questions))
+    answers: list[Any] = []
+    for _ in confirm.questions:
+        try:
+            answers.append(connection.read_response(timeout=_patience(connection, confirm)))
+        except ResponseError as error:
+            answers.append(refusal(error))
+    return Confirmed(reply, answers)
+
+
+async def confirmed_async(connection: Any, confirm: Confirm, reply: Any) -> Confirmed:
+    """The same for every wire that awaits."""
+    if text(reply[0]) != confirm.status:
+        return Confirmed(reply, None)
+    await connection.send_packed_command(connection.pack_commands(confirm.questions))
+    answers: list[Any] = []
+    for _ in confirm.questions:
+        try:
+            answer = await connection.read_response(timeout=_patience(connection, confirm))
+        except ResponseError as error:
+            answer = refusal(error)
+        if answer is None:  # The driver's way to say that nothing came, with the reply unread.
+            await connection.disconnect(nowait=True)
+            raise redis.TimeoutError("nothing was heard of what a script has done")
+        answers.append(answer)
+    return Confirmed(reply, answers)
+
+
+def _patience(connection: Any, confirm: Confirm) -> float:
+    """Seconds to wait for an answer: longer than the server was told to take."""
+    return confirm.seconds + float(connection.socket_timeout or _FREE_SECONDS)
 
 
 def _by_sha(call: Call) -> tuple[Any, ...]:

@@ -28,6 +28,7 @@ from fencer._protocol import Granted, Protocol
 from fencer._steps import Steps
 from fencer._wakeups import TaskWakeups
 from fencer._wire import AsyncWire
+from fencer.durability import Durability
 from fencer.guards._base import AsyncGuard, Guard
 from fencer.records import Event, Status
 
@@ -59,24 +60,24 @@ class AsyncLease(BaseLease):
         """Set once the loss is known: as in `fencer.Lease`, and in an ``async with`` block as soon
         as it happens."""
 
-    async def renew(self, ttl: float | None = None) -> None:
+    async def renew(self, ttl: float | None = None, *, durable: bool = False) -> None:
         """Have the full ttl again, counted from now: see `fencer.Lease.renew`."""
         if ttl is None:
-            return await run_async(self._renewing(None), self._wire)
+            return await run_async(self._renewing(None, durable), self._wire)
         ttl_ms = _check.ttl_ms(ttl)
         self._keeping.retime(self, ttl_ms)  # A shorter one is believed in from now on.
         try:
-            await run_async(self._renewing(ttl), self._wire)
+            await run_async(self._renewing(ttl, durable), self._wire)
         finally:
             self._keeping.retime(self, self._ttl_ms)
 
-    async def release(self) -> bool:
+    async def release(self, *, durable: bool = False) -> bool:
         """End the lease and retire its token: see `fencer.Lease.release`.
 
         It is carried out even if the task is cancelled meanwhile.
         """
         try:
-            return await to_the_end(run_async(self._releasing(), self._wire))
+            return await to_the_end(run_async(self._releasing(durable), self._wire))
         finally:
             self._keeping.drop(self)
 
@@ -161,6 +162,7 @@ class AsyncFencer(BaseFencer):
         tokens: how tokens are minted.
         keep: for how many seconds an idle name's last token and history are kept.
         history: about how many events are kept per name.
+        durability: how safe a grant must be before its token is handed out.
     """
 
     def __init__(
@@ -173,8 +175,9 @@ class AsyncFencer(BaseFencer):
         tokens: Tokens = "time",
         keep: float = 30 * 86_400.0,
         history: int = 1_000,
+        durability: Durability | tuple[Durability, ...] | None = None,
     ) -> None:
-        super().__init__(namespace, hash_tag, holder, tokens, keep, history)
+        super().__init__(namespace, hash_tag, holder, tokens, keep, history, durability)
         self._wakeups = TaskWakeups(client, self._keyspace)
         self._wire = AsyncWire(client, self._wakeups)
         self._keeping = TaskKeeping(self._protocol, self._wire)
@@ -284,6 +287,7 @@ def connect_async(
     tokens: Tokens = "time",
     keep: float = 30 * 86_400.0,
     history: int = 1_000,
+    durability: Durability | tuple[Durability, ...] | None = None,
     **driver: Any,
 ) -> AsyncFencer:
     """Return a client for asyncio: see `fencer.connect`. Nothing is sent before it is used.
@@ -296,6 +300,7 @@ def connect_async(
         tokens: how tokens are minted.
         keep: for how many seconds an idle name's last token and history are kept.
         history: about how many events are kept per name.
+        durability: how safe a grant must be before its token is handed out.
         driver: options for redis-py, such as ``socket_timeout`` in seconds (5 by default).
 
     Raises:
@@ -314,6 +319,7 @@ def connect_async(
             tokens=tokens,
             keep=keep,
             history=history,
+            durability=durability,
         )
         fencer._opened.callback(opened.pop_all().close)
         fencer._opened.push_async_callback(client.aclose)

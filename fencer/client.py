@@ -23,6 +23,7 @@ from fencer._protocol import Granted, Protocol
 from fencer._steps import Steps
 from fencer._wakeups import ThreadWakeups
 from fencer._wire import Wire
+from fencer.durability import Durability
 from fencer.guards._base import Guard
 from fencer.records import Event, Status
 
@@ -48,7 +49,7 @@ class Lease(BaseLease):
         """Set once the loss is known: with ``keep_alive`` or a callback as soon as it happens, else
         when somebody looks at the lease."""
 
-    def renew(self, ttl: float | None = None) -> None:
+    def renew(self, ttl: float | None = None, *, durable: bool = False) -> None:
         """Have the full ttl again, counted from now.
 
         It also heals a lease whose lock key vanished before its time (the server's clock jumped,
@@ -56,27 +57,36 @@ class Lease(BaseLease):
 
         Args:
             ttl: a new ttl in seconds, 0.01 to 604,800; by default the one it has.
+            durable: wait until this renewal is as safe as the client's ``durability`` wants grants
+                to be, for at most half of what is left of the lease.
 
         Raises:
             LeaseLost: it has ended; this object will not speak for its token again.
+            NotDurable: it was renewed, and is not as safe as that. The lease stays valid.
             StoreUnavailable: no answer came. The lease stays valid as long as it was.
             StoreError: the server refused; nothing changed.
-            InvalidArgument: the ttl is out of its range; nothing was sent.
+            InvalidArgument: the ttl is out of its range, or ``durable`` was asked of a client
+                without a durability; nothing was sent.
 
         Cost:
-            One script call of constant time.
+            One script call of constant time. ``durable`` takes one more trip.
         """
         if ttl is None:
-            return run(self._renewing(None), self._wire)
+            return run(self._renewing(None, durable), self._wire)
         ttl_ms = _check.ttl_ms(ttl)
         self._keeping.retime(self, ttl_ms)  # A shorter one is believed in from now on.
         try:
-            run(self._renewing(ttl), self._wire)
+            run(self._renewing(ttl, durable), self._wire)
         finally:
             self._keeping.retime(self, self._ttl_ms)
 
-    def release(self) -> bool:
+    def release(self, *, durable: bool = False) -> bool:
         """End the lease and retire its token, so that no late renew can bring it back.
+
+        Args:
+            durable: wait until that is as safe as the client's ``durability`` wants grants to be.
+                Without, a failover may bring the lease back for what is left of its ttl; tokens
+                rise either way.
 
         Returns:
             Whether this lease was the last one granted until now, so that it ended by this call (or
@@ -85,13 +95,16 @@ class Lease(BaseLease):
         Raises:
             StoreUnavailable: no answer came. It is not valid here any more; ask again, or let its
                 ttl pass.
+            NotDurable: it has ended, and that is not as safe as ``durable`` wants; ask again.
             StoreError: the server refused; the store still has it until its ttl has passed.
+            InvalidArgument: ``durable`` was asked of a client without a durability.
 
         Cost:
-            One script call of constant time; none if it is known to have ended.
+            One script call of constant time; none if it is known to have ended. ``durable`` takes
+            one more trip.
         """
         try:
-            return run(self._releasing(), self._wire)
+            return run(self._releasing(durable), self._wire)
         finally:
             self._keeping.drop(self)
 
@@ -156,6 +169,8 @@ class Fencer(BaseFencer):
             the store never loses an acknowledged write.
         keep: for how many seconds an idle name's last token and history are kept.
         history: about how many events are kept per name.
+        durability: how safe a grant must be before its token is handed out, however it comes:
+            `Replicated`, `Fsynced`, or a tuple of both; ``None``: as safe as the server is.
 
     Raises:
         InvalidArgument: an argument is out of its range.
@@ -171,8 +186,9 @@ class Fencer(BaseFencer):
         tokens: Tokens = "time",
         keep: float = 30 * 86_400.0,
         history: int = 1_000,
+        durability: Durability | tuple[Durability, ...] | None = None,
     ) -> None:
-        super().__init__(namespace, hash_tag, holder, tokens, keep, history)
+        super().__init__(namespace, hash_tag, holder, tokens, keep, history, durability)
         self._wakeups = ThreadWakeups(client, self._keyspace)
         self._wire = Wire(client, self._wakeups)
         self._keeping = ThreadKeeping(self._protocol, self._wire)
@@ -215,6 +231,7 @@ class Fencer(BaseFencer):
                 some of the guards may have accepted this lease's token, which nobody else will get.
             LeaseLost: the guards took longer than the ttl; see ``keep_alive``.
             others: what a guard raises. Nothing is held, as with `StaleToken`.
+            NotDurable: what ``durability`` wants was not reached in time. It was given back.
             StoreUnavailable: no answer came, or too late. What was asked for has been given back
                 if the server could be reached, and ends with its ttl if not.
             StoreError: the server refused; nothing changed.
@@ -222,7 +239,8 @@ class Fencer(BaseFencer):
 
         Cost:
             One script call of constant time. A wait costs three more, and one every 15 s or so.
-            With guards, a check of each.
+            With guards, a check of each. With a ``durability``, one more trip; a grant that was
+            waited for, or whose reply was lost, takes a renewal before it.
 
         Source:
             Fencing tokens: Kleppmann 2016, "How to do distributed locking".
@@ -375,6 +393,7 @@ def connect(
     tokens: Tokens = "time",
     keep: float = 30 * 86_400.0,
     history: int = 1_000,
+    durability: Durability | tuple[Durability, ...] | None = None,
     **driver: Any,
 ) -> Fencer:
     """Return a client for the server at a URL. Nothing is sent before it is used.
@@ -389,6 +408,7 @@ def connect(
         tokens: how tokens are minted.
         keep: for how many seconds an idle name's last token and history are kept.
         history: about how many events are kept per name.
+        durability: how safe a grant must be before its token is handed out.
         driver: options for redis-py, such as ``socket_timeout`` in seconds (5 by default).
 
     Raises:
@@ -409,6 +429,7 @@ def connect(
             tokens=tokens,
             keep=keep,
             history=history,
+            durability=durability,
         )
         fencer._opened = opened.pop_all()
     return fencer

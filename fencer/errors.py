@@ -6,6 +6,7 @@
     │   └── AcquireTimeout (also TimeoutError)
     ├── LeaseLost                           this lease has ended; its token is stale
     ├── StaleToken                          a guard refused the write; nothing was written
+    ├── NotDurable                          not safe enough in time; a grant was given back
     ├── ServerFailed                        the embedded server did not start or stop
     └── StoreError                          the server refused; nothing changed
         ├── StoreUnavailable                no answer; see ``maybe_applied``
@@ -114,6 +115,56 @@ class StaleToken(FencerError):
             f"{resource!r} refused token {token}: {why}. "
             "This holder has been replaced: stop, and acquire anew"
         )
+
+
+class NotDurable(FencerError):
+    """What a `fencer.Fencer` with a ``durability`` wants was not reached in time.
+
+    A grant has been given back: nothing is held, and its token was not handed out. (What cannot be
+    given back, for the server has gone, ends with its ttl.) A renewal or a release that was to be
+    durable has been carried out all the same.
+
+    Attributes:
+        name, token: the lease; its token has been retired unless this was a renewal.
+        wanted: how many replicas were to have it; 1 for the server's disk.
+        reached: how many had it.
+        seconds: how long the server was given.
+        place: ``replicas`` or ``disk``.
+        act: ``grant``, ``renewal`` or ``release``.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        token: int,
+        wanted: int,
+        reached: int,
+        seconds: float,
+        *,
+        place: str = "replicas",
+        act: str = "grant",
+    ) -> None:
+        self.name = name
+        self.token = token
+        self.wanted = wanted
+        self.reached = reached
+        self.seconds = seconds
+        self.place = place
+        self.act = act
+        if place == "disk":
+            how = f"was not on the server's disk within {seconds:.3g} s"
+            advice = "look at the server's disk, or allow more time"
+        else:
+            how = f"reached {reached} of {wanted} replicas within {seconds:.3g} s"
+            advice = "see in INFO replication there which of them follow, or allow more time"
+        super().__init__(f"the {act} of {name!r} with token {token} {how}. {self._now()}: {advice}")
+
+    def _now(self) -> str:
+        return {
+            "grant": "It has been given back, and nothing is held",
+            "renewal": "The lease is renewed and held all the same",
+            "release": "The lease has ended all the same",
+        }[self.act]
 
 
 class ServerFailed(FencerError):
