@@ -45,8 +45,26 @@ class Keyspace:
 
     def pattern(self) -> str:
         """A ``SCAN`` pattern that matches the token key of every name."""
-        escaped = "".join(f"\\{c}" if c in "*?[]^-\\" else c for c in self._before)
-        return f"{escaped}*{self._after}token"
+        return f"{_escaped(self._before)}*{self._after}token"
+
+    def whole(self) -> str:
+        """A ``SCAN`` pattern that matches every key of the namespace, guards' marks included."""
+        return f"{_escaped(self.namespace)}:*"
+
+    def read(self, key: str) -> tuple[str, str] | None:
+        """The name and the kind of a key, such as ``("orders", "lock")``; ``None`` if not ours.
+
+        Of a guard's mark: the key itself, and ``guard``.
+        """
+        stem, _, kind = key.rpartition(f"{self._after}")
+        name = stem.removeprefix(self._before)
+        if kind in Keys.__slots__ and name != stem and name and not set("{}") & set(name):
+            return name, kind
+        if key.startswith(f"{self.namespace}:{{") and (
+            key.endswith("}:guard") or "}:guard:" in key
+        ):
+            return key, "guard"
+        return None
 
     def name_in(self, token_key: str) -> str:
         """The name whose token key this is."""
@@ -61,3 +79,7 @@ class Keyspace:
         if tag is None:
             return f"{self.namespace}:{{{resource}}}:guard"
         return f"{self.namespace}:{{{tag}}}:guard:{resource}"
+
+
+def _escaped(text: str) -> str:
+    return "".join(f"\\{letter}" if letter in "*?[]^-\\" else letter for letter in text)

@@ -25,9 +25,9 @@
 --   BADCALL    an argument is out of its range
 --   CORRUPT    the token key holds a value that no script of ours wrote
 -- CALLS
---   RELEASED   O(1)      nobody waits  MGET PEXPIRE*2 INCR DEL XADD EXISTS
---   RELEASED   O(1)      lock is gone  MGET GET*2 PEXPIRE*2 INCR XADD EXISTS
---   RELEASED   O(log n)  hands over    MGET PEXPIRE*3 INCR SET*3 DEL XADD*2 EXISTS TIME ZRANGE*2 HGET ZREM HDEL PUBLISH
+--   RELEASED   O(1)      nobody waits  MGET PEXPIRE*2 SET DEL XADD EXISTS
+--   RELEASED   O(1)      lock is gone  MGET GET*2 PEXPIRE*2 SET XADD EXISTS
+--   RELEASED   O(log n)  hands over    MGET PEXPIRE*3 SET*4 DEL XADD*2 EXISTS TIME ZRANGE*2 HGET ZREM HDEL PUBLISH
 --   RELEASED   O(1)      asked again   MGET GET*2 XREVRANGE
 --   STALE      O(1)      as a rule     MGET XREVRANGE*2
 --   CANCELLED  O(1)      as a rule     MGET XREVRANGE*2 ZRANGE ZREM XADD PEXPIRE
@@ -187,10 +187,10 @@ if mine == '0' and not ours or mine ~= '0' and issued ~= mine then
   return {'CANCELLED', tonumber(issued)}
 end
 
--- A first write that needs no memory: the server then lets the INCR pass even when memory is full.
+-- A first write that needs no memory: the server then lets the SET pass even when memory is full.
 redis.call('PEXPIRE', token, keep_ms)
 -- The retired number was never granted, so no late renew can match it.
-redis.call('INCR', token)
+redis.call('SET', token, string.format('%.0f', issued + 1), 'PX', keep_ms)
 local leavings = {}
 if held_by == holder then table.insert(leavings, lock) end
 if ours then table.insert(leavings, info) end

@@ -8,7 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 import fencer
-from fencer.cli import bench, demo, drill, guard, instance, leases, serve, show, watch
+from fencer.cli import acl, bench, demo, doctor, drill, guard, instance, leases, serve, show, watch
 from fencer.cli.exits import MEANING, Exit, code_of, line_of
 from fencer.errors import FencerError
 
@@ -57,8 +57,10 @@ app.command(rich_help_panel=_LOOK)(leases.status)
 app.command(rich_help_panel=_LOOK)(watch.watch)
 app.command(rich_help_panel=_LOOK)(leases.ls)
 app.command(rich_help_panel=_LOOK)(leases.history)
+app.command(rich_help_panel=_LOOK)(doctor.doctor)
 app.command(rich_help_panel=_ACT)(leases.revoke)
 app.command(rich_help_panel=_ACT)(leases.advance)
+app.command(rich_help_panel=_ACT)(acl.acl)
 app.add_typer(guard.app, name="guard", rich_help_panel=_ACT)
 
 

@@ -16,6 +16,8 @@ class Exit(IntEnum):
     USAGE = 2
     SERVER = 3
     BROKEN = 4
+    WARNING = 5
+    DANGER = 6
     INTERRUPTED = 130
     PIPE = 141
 
@@ -26,6 +28,8 @@ MEANING = {
     Exit.USAGE: "wrong usage, or an argument that is not allowed; nothing was sent",
     Exit.SERVER: "the server cannot be reached, refused, or did not start",
     Exit.BROKEN: "something that Fencer promises did not hold, or could not be shown",
+    Exit.WARNING: "doctor: a warning, or something that could not be looked at",
+    Exit.DANGER: "doctor: a danger",
     Exit.INTERRUPTED: "ended by Ctrl-C",
     Exit.PIPE: "nobody reads the output any more, as in `fencer ls | head -1`",
 }

@@ -268,7 +268,7 @@ def power_cut(store: Store) -> None:
 
 
 def crash_with_aof(store: Store) -> None:
-    """SIGKILL, and a start on an append-only file that misses nothing: it is synced at each write."""
+    """SIGKILL, and a start on an append-only file that is synced at each write."""
     saved = store.issued()
     store.server.kill()
     store.server.start()

@@ -1,0 +1,496 @@
+"""What can be wrong with the leases of a namespace.
+
+They are read by the commands that Fencer itself uses, so that a user who may use leases may also
+look at them. The reads of one name are not one step: what may be seen by chance, while a lease
+changes hands, is only told if it is still so at a second look.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import redis
+
+from fencer import _check
+from fencer._keys import Keyspace
+from fencer._refusals import code_in, refusal
+from fencer._steps import text
+from fencer.doctor._nodes import Node, not_seen
+from fencer.doctor._records import Finding, NotSeen, Severity
+from fencer.errors import StoreError
+
+MOST = 20_000
+"""Names and marks that are looked at; beyond them the doctor says that it stopped."""
+
+DEFAULT_TTL = 10.0
+"""The ttl that clocks are measured against where no lease is held: what acquire takes unasked."""
+
+_PATIENCE = 3.5
+"""Seconds that a line gets to move: everybody in it has looked at the free lease by then."""
+
+_CHANGE = 0.5
+"""Seconds that a lease gets to change hands, and its info key with it."""
+
+_AGAIN = 0.25
+"""Seconds between two looks at what may be passing."""
+
+_AHEAD = 1.0
+"""Seconds by which a token may be ahead of the server's clock: releases and retries add to it."""
+
+_AT_ONCE = 200
+"""Names that are read in one trip."""
+
+_TAIL = re.compile(r'"grant":"[0-9a-f]+","ttl":([\d.]+),"token":(\d+),"since":[\d.]+}$')
+"""The end of an info key, as the scripts write it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Name:
+    """What the keys of one name hold.
+
+    Attributes:
+        lock: the value of the lock key; ``None`` if it is free.
+        lock_ms: the time left; -1 if it never ends.
+        token: the value of the token key, "" if there is none.
+        info: the info key; empty if there is none.
+        head: who is first in line, by the id of its grant.
+        wrong: the kinds of keys that have another type than ours.
+        broken: the kinds of keys whose value no script wrote.
+        now: the server's time in seconds, taken after the rest was read.
+    """
+
+    name: str
+    lock: str | None
+    lock_ms: int
+    token: str
+    info: dict[str, Any]
+    head: str | None
+    wrong: tuple[str, ...]
+    broken: tuple[str, ...]
+    now: float
+
+    @property
+    def ttl(self) -> float | None:
+        """The ttl of the lease, if it is held and says so."""
+        ttl = self.info.get("ttl")
+        return float(ttl) if self.lock and isinstance(ttl, int | float) and ttl > 0 else None
+
+    def owner(self) -> str:
+        """Who has it, for people."""
+        place = f" on {self.info['host']}" if "host" in self.info else ""
+        process = f" (process {self.info['pid']}{place})" if "pid" in self.info else ""
+        return f"{self.lock!r}{process}"
+
+
+@dataclass(slots=True)
+class Survey:
+    """The leases of a namespace.
+
+    Attributes:
+        names: by name.
+        marks: the marks of guards: for each its time left (-1: no end) and whether it is sound.
+        whole: whether all were looked at.
+    """
+
+    names: dict[str, Name] = field(default_factory=dict)
+    marks: dict[str, tuple[int, bool]] = field(default_factory=dict)
+    whole: bool = True
+
+    @property
+    def held(self) -> int:
+        """How many are held."""
+        return sum(each.lock is not None for each in self.names.values())
+
+    @property
+    def shortest(self) -> float | None:
+        """The shortest ttl of those that are held."""
+        return min((each.ttl for each in self.names.values() if each.ttl), default=None)
+
+
+def survey(node: Node, keyspace: Keyspace) -> Survey:
+    """Read all names and marks on a server: SCAN, and reads of a few keys each.
+
+    Raises:
+        NotSeen: the server refuses to answer.
+        StoreUnavailable: there is no answer.
+    """
+    found = Survey()
+    names: set[str] = set()
+    marks: set[str] = set()
+    cursor = "0"
+    while True:
+        following, keys = node.ask("SCAN", cursor, "MATCH", keyspace.whole(), "COUNT", 1_000)
+        for key in keys:
+            match _ours(key, keyspace):
+                case mark, "guard":
+                    marks.add(mark)
+                case name, _:
+                    names.add(name)
+        cursor = text(following)
+        if len(names) + len(marks) > MOST:
+            found.whole = False
+            break
+        if cursor == "0":
+            break
+    for some in _some(sorted(names)):
+        found.names |= read(node, keyspace, some)
+    for some in _some(sorted(marks)):
+        replies = _answers(node, [c for mark in some for c in _mark_commands(mark)], 2)
+        for mark, (left, seen) in zip(some, replies, strict=True):
+            sound = not isinstance(seen, Exception) and _is_token(_shown(seen[0] or ""))
+            if left != -2:  # deleted meanwhile
+                found.marks[mark] = left, sound
+    return found
+
+
+def _ours(key: bytes | str, keyspace: Keyspace) -> tuple[str, str] | None:
+    try:
+        return keyspace.read(text(key))
+    except UnicodeDecodeError:
+        return None
+
+
+def _mark_commands(mark: str) -> list[tuple[Any, ...]]:
+    return [("PTTL", mark), ("HMGET", mark, "token")]
+
+
+def read(node: Node, keyspace: Keyspace, names: Iterable[str]) -> dict[str, Name]:
+    """Read the keys of some names."""
+    asked = list(names)
+    commands: list[tuple[Any, ...]] = []
+    for name in asked:
+        keys = keyspace.of(name)
+        commands += [
+            ("GET", keys.lock),
+            ("PTTL", keys.lock),
+            ("GET", keys.token),
+            ("GET", keys.info),
+            ("ZRANGE", keys.queue, 0, 0),
+            ("HMGET", keys.waiters, "-"),
+            ("XREVRANGE", keys.history, "+", "-", "COUNT", 1),
+            ("TIME",),
+        ]
+    replies = _answers(node, commands, 8)
+    return {name: _name(name, each) for name, each in zip(asked, replies, strict=True)}
+
+
+def _name(name: str, replies: Sequence[Any]) -> Name:
+    kinds = ("lock", "", "token", "info", "queue", "waiters", "history")
+    wrong = tuple(
+        kind for kind, reply in zip(kinds, replies, strict=False) if isinstance(reply, Exception)
+    )
+    known: list[Any] = [None if isinstance(reply, Exception) else reply for reply in replies]
+    lock, lock_ms, token, info, head, _, _, (seconds, micros) = known
+    described: dict[str, Any] = {}
+    broken = []
+    if token is not None and not (_is_token(_shown(token)) or _shown(token) == "0"):
+        broken.append("token")
+    if info is not None:
+        try:
+            described = dict(json.loads(_shown(info))) if _TAIL.search(_shown(info)) else {}
+        except (ValueError, TypeError):
+            described = {}
+        if not described:
+            broken.append("info")
+    return Name(
+        name=name,
+        lock=None if lock is None else _shown(lock),
+        lock_ms=lock_ms if lock is not None else -2,
+        token="" if token is None else _shown(token),
+        info=described,
+        head=_shown(head[0]) if head else None,
+        wrong=wrong,
+        broken=tuple(broken),
+        now=int(seconds) + int(micros) / 1e6,
+    )
+
+
+def _answers(node: Node, commands: list[tuple[Any, ...]], each: int) -> list[tuple[Any, ...]]:
+    """The replies to many commands in one trip; an exception where a key has another type."""
+    try:
+        pipeline: Any
+        with node.client.pipeline(transaction=False) as pipeline:
+            for command in commands:
+                pipeline.execute_command(*command)
+            replies: list[Any] = pipeline.execute(raise_on_error=False)
+    except redis.RedisError as error:
+        raise _refused(error) from error
+    for reply in replies:
+        if isinstance(reply, redis.RedisError) and _code(reply) != "WRONGTYPE":
+            raise _refused(reply) from reply
+    return [tuple(replies[at : at + each]) for at in range(0, len(replies), each)]
+
+
+def _code(error: redis.RedisError) -> str:
+    return code_in(str(error), getattr(error, "status_code", None))
+
+
+def _refused(error: redis.RedisError) -> StoreError | NotSeen:
+    meant = refusal(error)
+    return meant if type(meant) is not StoreError else not_seen("reading the leases", meant)
+
+
+def _is_token(value: str) -> bool:
+    return value.isdecimal() and str(int(value)) == value and 0 < int(value) <= _check.MAX_TOKEN + 1
+
+
+def _shown(value: Any) -> str:
+    return value.decode(errors="backslashreplace") if isinstance(value, bytes) else str(value)
+
+
+def second_look(
+    node: Node, keyspace: Keyspace, found: Survey, pause: Callable[[float], None] = time.sleep
+) -> None:
+    """Read anew, for a while, the names that look as if something were wrong just now.
+
+    Those that do not stay so are left without what raised the doubt.
+    """
+    for doubtful, seconds in ((_strange, _CHANGE), (_stands, _PATIENCE)):
+        left = [name for name, each in found.names.items() if doubtful(each)]
+        until = time.monotonic() + seconds
+        while left and time.monotonic() < until:
+            pause(_AGAIN)
+            still = []
+            for some in _some(left):
+                for name, now in read(node, keyspace, some).items():
+                    before, found.names[name] = found.names[name], now
+                    if doubtful(now) and (now.lock, now.head) == (before.lock, before.head):
+                        still.append(name)
+                    elif doubtful(now):
+                        found.names[name] = _sound(now)
+            left = still
+
+
+def _stands(each: Name) -> bool:
+    """Whether it is free, and somebody waits for it."""
+    return each.lock is None and each.head is not None and "lock" not in each.wrong
+
+
+def _strange(each: Name) -> bool:
+    """Whether somebody else than the last holder has written the lock key."""
+    told = each.info.get("holder", each.lock)
+    return each.lock is not None and each.lock_ms != -1 and (told != each.lock or not each.token)
+
+
+def _sound(each: Name) -> Name:
+    """The same without what raised the doubt."""
+    return replace(each, head=None) if _stands(each) else replace(each, lock=None, lock_ms=-2)
+
+
+def _some(names: list[str]) -> Iterator[list[str]]:
+    return (names[at : at + _AT_ONCE] for at in range(0, len(names), _AT_ONCE))
+
+
+def judge(found: Survey, node: Node, keyspace: Keyspace) -> Iterator[Finding]:
+    """All that can be wrong with the leases on one server."""
+    where = f"namespace {keyspace.namespace} on {node.address}"
+    names = list(found.names.values())
+    for names_check in (_types, _broken, _endless, _foreign, _ahead, _line):
+        yield from names_check(names, where)
+    yield from _marks(found, where)
+
+
+def _types(names: list[Name], where: str) -> Iterator[Finding]:
+    wrong = [each for each in names if each.wrong]
+    if wrong:
+        keys = ", ".join(sorted({kind for each in wrong for kind in each.wrong}))
+        yield _about(
+            wrong,
+            "key-type",
+            Severity.DANGER,
+            where,
+            "a key of another type than Fencer's",
+            keys,
+            "Leases on such a name are refused with WRONGTYPE, for ever.",
+            "Find out who wrote them; delete them by hand, or use another namespace.",
+        )
+
+
+def _broken(names: list[Name], where: str) -> Iterator[Finding]:
+    broken = [each for each in names if each.broken]
+    if broken:
+        keys = ", ".join(sorted({kind for each in broken for kind in each.broken}))
+        yield _about(
+            broken,
+            "key-value",
+            Severity.DANGER,
+            where,
+            "a key with a value that Fencer did not write",
+            keys,
+            "Leases on such a name are refused with CORRUPT.",
+            "Find out who wrote them; delete them by hand, or use another namespace.",
+        )
+
+
+def _endless(names: list[Name], where: str) -> Iterator[Finding]:
+    endless = [each for each in names if each.lock is not None and each.lock_ms == -1]
+    if endless:
+        yield _about(
+            endless,
+            "endless-lock",
+            Severity.DANGER,
+            where,
+            "a lock key without a time limit",
+            f"for {endless[0].lock!r}",
+            "If that holder is gone, nobody is ever granted the lease again. Fencer writes no such "
+            "key: it was written, or made to stay (PERSIST), by somebody else.",
+            "`fencer revoke NAME` if Fencer's info belongs to it; else delete the lock by hand.",
+        )
+
+
+def _foreign(names: list[Name], where: str) -> Iterator[Finding]:
+    foreign = [each for each in names if _strange(each)]
+    if foreign:
+        yield _about(
+            foreign,
+            "foreign-lock",
+            Severity.WARNING,
+            where,
+            "a lock key that the last holder did not write",
+            f"it says {foreign[0].lock!r}",
+            "Another program uses the same keys, or the token key was deleted: the holder of the "
+            "lease has lost it, and two programs may both think that they have it.",
+            "Use another namespace for one of them; `fencer history NAME` tells who was granted.",
+        )
+
+
+def _ahead(names: list[Name], where: str) -> Iterator[Finding]:
+    def ahead(each: Name) -> float:
+        return int(each.token) / 1e6 - each.now if each.token.isdecimal() else -math.inf
+
+    early = sorted(
+        (each for each in names if ahead(each) > _AHEAD and "token" not in each.broken),
+        key=ahead,
+        reverse=True,
+    )
+    if early:
+        yield _about(
+            early,
+            "tokens-ahead",
+            Severity.WARNING,
+            where,
+            "a last token ahead of the server's clock",
+            f"by {_duration(ahead(early[0]))}",
+            "Tokens go on rising by one each. But if the server loses them before its clock has "
+            "caught up, new tokens are smaller than those handed out before.",
+            "If its clock was set back, or is behind: let a time service such as chrony run. If "
+            "the names were advanced by hand: keep the server's data safe, on disk and replicas.",
+        )
+
+
+def _line(names: list[Name], where: str) -> Iterator[Finding]:
+    standing = [each for each in names if _stands(each)]
+    if standing:
+        yield _about(
+            standing,
+            "line",
+            Severity.WARNING,
+            where,
+            "a line of waiters that does not move",
+            f"free for {_PATIENCE:g} s, and the first in line did not take it",
+            "The waiters are stopped, or cut off from the server: nobody has the lease, and others "
+            "come first only when they ask, or after a minute.",
+            "See the waiters' processes: `fencer status NAME` names them.",
+        )
+
+
+def _marks(found: Survey, where: str) -> Iterator[Finding]:
+    ending = [mark for mark, (left, _) in found.marks.items() if left != -1]
+    if ending:
+        yield Finding(
+            "mark-ends",
+            Severity.DANGER,
+            where,
+            f"{_marks_have(ending)} a time limit, such as {ending[0]!r}.",
+            "When it is gone, that guard has forgotten which tokens it has seen, and takes stale "
+            "writes.",
+            f"PERSIST {ending[0]}, and find out who set the limit.",
+            tuple(ending[:10]),
+        )
+    broken = [mark for mark, (_, sound) in found.marks.items() if not sound]
+    if broken:
+        yield Finding(
+            "mark-value",
+            Severity.DANGER,
+            where,
+            f"{_marks_have(broken)} a value that no guard wrote, such as {broken[0]!r}.",
+            "That guard refuses every write.",
+            "Find out who wrote it; if you delete it, advance the name past the largest token that "
+            "the data may have seen.",
+            tuple(broken[:10]),
+        )
+
+
+def _marks_have(marks: list[str]) -> str:
+    return "A guard's mark has" if len(marks) == 1 else f"{len(marks)} guards' marks have"
+
+
+def short_ttl(found: Survey, node: Node, keyspace: Keyspace) -> Iterator[Finding]:
+    """Whether leases last long enough to be renewed, by three round trips measured now."""
+    trips = 3 * node.clock.round_trip
+    held = (each for each in found.names.values() if each.ttl is not None)
+    short = sorted((each for each in held if (each.ttl or 0.0) < trips), key=lambda e: e.ttl or 0.0)
+    if short:
+        yield _about(
+            short,
+            "short-ttl",
+            Severity.WARNING,
+            f"namespace {keyspace.namespace} on {node.address}",
+            f"a lease with a ttl shorter than three round trips from here, {_duration(trips)}",
+            _duration(short[0].ttl or 0.0),
+            "Holders as far away as this machine lose it again and again: a renewal and one retry "
+            "take longer than it lasts.",
+            "Choose a ttl of many round trips (5 to 30 s suits most), or move closer.",
+        )
+
+
+def client_timeout(node: Node, ttl: float) -> Iterator[Finding]:
+    """Whether a call of this very client can hang for longer than a lease lasts."""
+    timeout = node.client.connection_pool.connection_kwargs.get("socket_timeout")
+    if timeout is not None and timeout <= ttl:
+        return
+    shown = "none" if timeout is None else f"{timeout:g} s"
+    yield Finding(
+        "timeout",
+        Severity.NOTE,
+        node.address,
+        f"This client's socket_timeout is {shown}, and the shortest ttl {ttl:g} s.",
+        "When the server hangs, a call hangs for longer than a lease lasts. The lease says that it "
+        "is lost all the same; its renewals cannot be tried again in time.",
+        "Pass a socket_timeout of about a third of the ttl.",
+    )
+
+
+def _about(
+    names: list[Name],
+    check: str,
+    severity: Severity,
+    where: str,
+    what: str,
+    detail: str,
+    consequence: str,
+    cure: str,
+) -> Finding:
+    """A finding about several names; ``detail`` is about the first of them."""
+    first = repr(names[0].name)
+    danger = (
+        f"{first} has {what} ({detail})."
+        if len(names) == 1
+        else f"{len(names):,} names have {what}, such as {first} ({detail})."
+    )
+    some = tuple(each.name for each in names[:10])
+    return Finding(check, severity, where, danger, consequence, cure, some)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 1:
+        return f"{seconds * 1000:.3g} ms"
+    if seconds < 600:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 3600:.1f} hours" if seconds < 172_800 else f"{seconds / 86_400:.0f} days"
