@@ -6,16 +6,23 @@ take turns; this is for comparing one commit with another (``--benchmark-compare
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Iterator
+from functools import cache
 
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from fencer.bench import FLOOR, OURS, Contender, Operation, Place, open_cases
+from fencer.bench import FLOOR, OURS, PING, Case, Contender, Operation, Place, open_cases
+from fencer.bench.peers import PEERS
+from fencer.bench.peers_async import ASYNC_PEERS
+from fencer.bench.players import KINDS
 
-_CALLS = 5_000
-_HANDOVERS = 200
-_BATCHES = 50
+_ROUNDS = 200
+_CALLS = 20
+"""In a round: a call of its own would find the loop, or the processor's caches, cold."""
+_LONG = 50
+"""Rounds of one call each, where a call is long."""
 
 
 class _Told:
@@ -27,71 +34,100 @@ class _Told:
     def __call__(self) -> float:
         return self._seconds
 
-    def after(self, contender: Contender) -> Operation:
-        """The work of a contender, after which the clock has moved on."""
+    def after(self, contender: Contender, calls: int) -> Operation:
+        """Some calls of a contender, after which the clock has moved on by the mean of them."""
 
         def operation() -> None:
-            self._seconds += contender.once() / 1e9
+            self._seconds += sum(contender.times(calls)) / calls / 1e9
 
         return operation
 
 
 _told = _Told()
+_USUAL = (PING, FLOOR, "evalsha", OURS)
 
 
-@pytest.mark.benchmark(group="renew")
-@pytest.mark.parametrize("contender", ["ping", FLOOR, OURS, "lock"])
-def test_renew(contender: str, place: Place, benchmark: BenchmarkFixture) -> None:
+@pytest.fixture(scope="module")
+def cases(place: Place) -> Iterator[_Cases]:
+    """The cases, each opened when first asked for."""
+    with contextlib.ExitStack() as opened:
+        yield _Cases(place, opened)
+
+
+class _Cases:
+    def __init__(self, place: Place, opened: contextlib.ExitStack) -> None:
+        self.place = place
+        self._opened = opened
+        self.of = cache(self._open)
+
+    def _open(self, name: str, api: str) -> Case:
+        (case,) = self._opened.enter_context(open_cases(self.place.urls, [name], apis=[api]))
+        return case
+
+
+@pytest.mark.benchmark(group="renew", timer=_told)
+@pytest.mark.parametrize("contender", [*_USUAL, *(kind.name for kind in PEERS)])
+def test_renew(contender: str, cases: _Cases, benchmark: BenchmarkFixture) -> None:
     """A lease has its full ttl again."""
-    _measure("renew", contender, place, benchmark)
+    _measure("renew", "threads", contender, cases, benchmark)
 
 
-@pytest.mark.benchmark(group="acquire + release")
-@pytest.mark.parametrize("contender", ["ping", FLOOR, OURS, "lock"])
-def test_acquire(contender: str, place: Place, benchmark: BenchmarkFixture) -> None:
+@pytest.mark.benchmark(group="renew, awaited", timer=_told)
+@pytest.mark.parametrize("contender", [*_USUAL, *(kind.name for kind in ASYNC_PEERS)])
+def test_renew_in_tasks(contender: str, cases: _Cases, benchmark: BenchmarkFixture) -> None:
+    """The same in asyncio."""
+    _measure("renew", "asyncio", contender, cases, benchmark)
+
+
+@pytest.mark.benchmark(group="acquire + release", timer=_told)
+@pytest.mark.parametrize("contender", [*_USUAL, *(kind.name for kind in PEERS)])
+def test_acquire(contender: str, cases: _Cases, benchmark: BenchmarkFixture) -> None:
     """A lease is granted, and given back."""
-    _measure("acquire", contender, place, benchmark)
+    _measure("acquire", "threads", contender, cases, benchmark)
 
 
-@pytest.mark.benchmark(group="guard execute")
-@pytest.mark.parametrize("contender", ["ping", FLOOR, OURS, "set"])
-def test_guard(contender: str, place: Place, benchmark: BenchmarkFixture) -> None:
+@pytest.mark.benchmark(group="acquire + release, awaited", timer=_told)
+@pytest.mark.parametrize("contender", [*_USUAL, *(kind.name for kind in ASYNC_PEERS)])
+def test_acquire_in_tasks(contender: str, cases: _Cases, benchmark: BenchmarkFixture) -> None:
+    """The same in asyncio."""
+    _measure("acquire", "asyncio", contender, cases, benchmark)
+
+
+@pytest.mark.benchmark(group="guard execute", timer=_told)
+@pytest.mark.parametrize("contender", [*_USUAL, "set"])
+def test_guard(contender: str, cases: _Cases, benchmark: BenchmarkFixture) -> None:
     """A write goes through a guard that knows its token already."""
-    _measure("guard", contender, place, benchmark)
+    _measure("guard", "threads", contender, cases, benchmark)
 
 
 @pytest.mark.benchmark(group="hand-over", timer=_told)
-@pytest.mark.parametrize(
-    "contender", ["ping", FLOOR, OURS, "lock", "python-redis-lock", "redis-fifo-lock"]
-)
-def test_handover(contender: str, place: Place, benchmark: BenchmarkFixture) -> None:
+@pytest.mark.parametrize("contender", [PING, *(kind.name for kind in KINDS)])
+def test_handover(contender: str, cases: _Cases, benchmark: BenchmarkFixture) -> None:
     """What one process releases is in another one's hand."""
-    _measure("handover", contender, place, benchmark, _HANDOVERS, _told.after)
+    _measure("handover", "threads", contender, cases, benchmark, _LONG, 1)
 
 
 @pytest.mark.benchmark(group="renew 1,000 at once, each", timer=_told)
 @pytest.mark.parametrize("contender", ["one", FLOOR, OURS])
-def test_keepalive(contender: str, place: Place, benchmark: BenchmarkFixture) -> None:
+def test_keepalive(contender: str, cases: _Cases, benchmark: BenchmarkFixture) -> None:
     """Many leases have their full ttl again."""
-    _measure("keepalive", contender, place, benchmark, _BATCHES, _told.after)
-
-
-def _timed(contender: Contender) -> Operation:
-    return contender.operation
+    _measure("keepalive", "threads", contender, cases, benchmark, _LONG, 1)
 
 
 def _measure(
-    case: str,
+    name: str,
+    api: str,
     contender: str,
-    place: Place,
+    cases: _Cases,
     benchmark: BenchmarkFixture,
+    rounds: int = _ROUNDS,
     calls: int = _CALLS,
-    made: Callable[[Contender], Operation] = _timed,
 ) -> None:
-    benchmark.extra_info.update(place.facts())
-    with open_cases(place.url, [case]) as (opened,):
-        if contender in opened.missing:
-            pytest.skip(f"{contender} is not installed")
-        (chosen,) = (each for each in opened.contenders if each.name == contender)
-        benchmark.extra_info["label"] = chosen.label
-        benchmark.pedantic(made(chosen), rounds=calls, warmup_rounds=calls // 10)
+    benchmark.extra_info.update(cases.place.facts())
+    case = cases.of(name, api)
+    for gone in case.missing:
+        if gone.name == contender:
+            pytest.skip(f"{contender} is left out: {gone.reason}")
+    chosen = case.contender(contender)
+    benchmark.extra_info["label"] = chosen.label
+    benchmark.pedantic(_told.after(chosen, calls), rounds=rounds, warmup_rounds=rounds // 10)

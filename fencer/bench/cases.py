@@ -1,26 +1,30 @@
 """What is measured: renewing, acquiring and releasing, and writing through a guard.
 
-Each of these cases has four contenders (for the others see `handover` and `keepalive`):
+For threads and for asyncio, each of these cases has (for the others see `handover`, `keepalive`):
 
-- ``floor``: a bare socket sends the bytes that our own client sends, taken from it in passing, and
-  reads the reply. The server does the same work; what ours takes on top is what the client costs.
+- ``ping``: ``PING`` as bare bytes, which shows what the round trip alone takes.
+- ``floor``: the bytes that our own client sends, overheard on the server and sent as they are. The
+  server does the same work; what ours takes on top is what the client costs.
+- ``evalsha``: the same script through the driver's ``evalsha``, as one would call it by hand.
 - ``ours``: the public API.
 - ``lock``: redis-py's ``Lock``; for the guard ``set``: the same write with nothing to guard it.
-- ``ping``: a bare socket sends ``PING``, which shows what the round trip alone takes.
+- the peers that are installed.
 """
 
 from __future__ import annotations
 
 import contextlib
-import secrets
-import socket
 from collections.abc import Callable, Iterator, Sequence
-from itertools import cycle
 
 from fencer.bench import handover, keepalive
-from fencer.bench.core import FLOOR, OURS, Case, Contender, Operation
-from fencer.bench.ready import REPLY_BYTES, TTL, Ready, errors_translated, expect, replay, sent_by
-from fencer.errors import StoreError
+from fencer.bench.common import heard_rounds, tried
+from fencer.bench.core import Case, Contender, Operation
+from fencer.bench.figures import FLOOR, OURS
+from fencer.bench.peers import PEERS, Peer
+from fencer.bench.ready import Ready, errors_translated, kept
+from fencer.bench.requests import packed, replay, replay_rounds, spoken
+from fencer.bench.tasks import acquire_in_tasks, renew_in_tasks
+from fencer.client import Lease
 from fencer.guards import RedisGuard
 
 CALLS = ("renew", "acquire", "guard")
@@ -29,44 +33,59 @@ CALLS = ("renew", "acquire", "guard")
 NAMES = (*CALLS, "handover", "keepalive")
 """The names of all cases."""
 
-_GRANTS = 500
-"""So many acquires are prepared, each with a grant of its own. The scripts compare a grant with the
-last events of its name only, so that it can be used again after that."""
+APIS = ("threads", "asyncio")
+
+BATCH = 1_000
+"""How many leases ``keepalive`` renews in one go."""
 
 
 @contextlib.contextmanager
 def open_cases(
-    url: str, names: Sequence[str] = NAMES, *, batch: int = 1_000
+    urls: Sequence[str],
+    names: Sequence[str] = NAMES,
+    *,
+    apis: Sequence[str] = APIS,
+    batch: int = BATCH,
+    all_peers: bool = True,
 ) -> Iterator[list[Case]]:
-    """Make cases ready on a server; on leaving, their leases are released and their keys deleted.
+    """Make cases ready; on leaving, their leases are released and their keys deleted.
 
     Args:
-        url: a server, as `fencer.connect` takes it.
+        urls: servers, or ways to one server, as `fencer.connect` takes them.
         names: which cases, some of `NAMES`.
+        apis: for which of `APIS`; guard, handover and keepalive are for threads alone.
         batch: how many leases ``keepalive`` renews in one go.
+        all_peers: whether others take part than redis-py.
 
     Raises:
         StoreError: the server refused or cannot be reached, or answered what it should not, also
             inside the block.
         InvalidArgument: the URL cannot be read.
     """
+    makers: dict[tuple[str, str], Callable[[Ready], Case]] = {
+        ("renew", "threads"): _renew,
+        ("renew", "asyncio"): renew_in_tasks,
+        ("acquire", "threads"): _acquire,
+        ("acquire", "asyncio"): acquire_in_tasks,
+        ("guard", "threads"): _guard,
+        ("handover", "threads"): handover.case,
+        ("keepalive", "threads"): lambda ready: keepalive.case(ready, batch),
+    }
     with errors_translated(), contextlib.ExitStack() as opened:
-        ready = Ready(url, opened)
-        makers: dict[str, Callable[[Ready], Case]] = {
-            "renew": _renew,
-            "acquire": _acquire,
-            "guard": _guard,
-            "handover": handover.case,
-            "keepalive": lambda ready: keepalive.case(ready, batch),
-        }
-        yield [makers[name](ready) for name in names]
+        wanted = [each for each in makers if each[0] in names and each[1] in apis]
+        places = [Ready(url, opened, all_peers=all_peers) for url in urls]
+        yield [makers[each](ready) for ready in places for each in wanted]
 
 
 def _renew(ready: Ready) -> Case:
     lease = ready.lease("renew")
-    (request,) = sent_by(ready.store.client, lease.renew, 1)
-    lock = ready.peer.lock(ready.key("renew-lock"), timeout=TTL)
-    lock.acquire(blocking=False)
+    (words,) = ready.sent_by(lease.renew, 1)
+    by_hand, evalsha = spoken(words), ready.peer.evalsha
+
+    def plain() -> None:
+        kept(b"RENEWED" in evalsha(*by_hand), "renew")
+
+    peers, missing = tried(ready, "renew", PEERS, _renewing)
     return Case(
         "renew",
         "renew",
@@ -76,64 +95,80 @@ def _renew(ready: Ready) -> Case:
             Contender(
                 FLOOR,
                 "bare socket, EVALSHA",
-                replay(ready.socket, request, b"*2\r\n$7\r\nRENEWED"),
+                replay(ready.socket, packed(words), b"RENEWED"),
             ),
+            Contender("evalsha", "redis-py evalsha()", plain),
             Contender(OURS, "lease.renew()", lease.renew),
-            Contender("lock", "redis-py Lock.reacquire()", lock.reacquire),
+            *peers,
         ),
+        missing,
+        transport=ready.transport,
     )
+
+
+def _renewing(kind: type[Peer], ready: Ready, key: str) -> Operation:
+    peer = kind(ready.url, key, ready.opened)
+    peer.acquire()
+    return peer.renew
 
 
 def _acquire(ready: Ready) -> Case:
     acquire = ready.store.acquire
-    lease = ready.lease("acquire")
-    lease.release()
 
-    def once() -> None:
-        nonlocal lease
+    def ours() -> Lease:
         lease = acquire("acquire")
-        lease.release()
+        kept(lease.release(), "release")
+        return lease
 
-    get, give_back = sent_by(ready.store.client, once, 2)
-    lock = ready.peer.lock(ready.key("acquire-lock"), timeout=lease.ttl)
+    rounds = heard_rounds(ready, ours)
+    by_hand, evalsha = rounds.as_spoken(), ready.peer.evalsha
 
-    def ours() -> None:
-        if not acquire("acquire").release():
-            raise StoreError("the lease was gone before it was released")
+    def plain() -> None:
+        get, give, back = next(by_hand)
+        _, token, *_ = evalsha(*get)
+        kept(b"RELEASED" in evalsha(*give, token, *back), "release")
 
-    def theirs() -> None:
-        if not lock.acquire(blocking=False):
-            raise StoreError("redis-py's lock was not free")
-        lock.release()
-
+    peers, missing = tried(ready, "acquire", PEERS, _acquiring)
     return Case(
         "acquire",
         "acquire + release",
         "lock",
         (
             ready.ping(),
-            Contender(
-                FLOOR,
-                "bare socket, two EVALSHA",
-                _replay_acquire(ready.socket, get, give_back, lease.grant, lease.token),
-            ),
+            Contender(FLOOR, "bare socket, two EVALSHA", replay_rounds(ready.socket, rounds)),
+            Contender("evalsha", "redis-py evalsha(), twice", plain),
             Contender(OURS, "acquire(), lease.release()", ours),
-            Contender("lock", "redis-py Lock.acquire(), release()", theirs),
+            *peers,
         ),
+        missing,
+        transport=ready.transport,
     )
+
+
+def _acquiring(kind: type[Peer], ready: Ready, key: str) -> Operation:
+    peer = kind(ready.url, key, ready.opened)
+
+    def both() -> None:
+        peer.acquire()
+        peer.release()
+
+    return both
 
 
 def _guard(ready: Ready) -> Case:
     lease = ready.lease("guard")
     guard = RedisGuard(ready.store.client, "guard", namespace=ready.namespace)
-    ready.forget_later(ready.keyspace.mark("guard", None))
     guarded, unguarded = ready.key("guarded"), ready.key("unguarded")
 
     def ours() -> None:
         guard.execute(lease, "SET", guarded, "42")
 
-    (request,) = sent_by(ready.store.client, ours, 1)
-    peer = ready.peer
+    (words,) = ready.sent_by(ours, 1)
+    by_hand, evalsha, peer = spoken(words), ready.peer.evalsha, ready.peer
+
+    def plain() -> None:
+        kept(b"ACCEPTED" in evalsha(*by_hand), "write")
+
     return Case(
         "guard",
         "guard execute, SET",
@@ -143,47 +178,11 @@ def _guard(ready: Ready) -> Case:
             Contender(
                 FLOOR,
                 "bare socket, EVALSHA",
-                replay(ready.socket, request, b"*3\r\n$8\r\nACCEPTED"),
+                replay(ready.socket, packed(words), b"ACCEPTED"),
             ),
+            Contender("evalsha", "redis-py evalsha()", plain),
             Contender(OURS, 'guard.execute(lease, "SET", …)', ours),
             Contender("set", "redis-py set(), unguarded", lambda: peer.set(unguarded, "42")),
         ),
+        transport=ready.transport,
     )
-
-
-def _replay_acquire(
-    bare: socket.socket, acquire: bytes, release: bytes, grant: str, token: int
-) -> Operation:
-    """Send the two requests, with a grant of their own each time and the token of the reply."""
-    send, receive = bare.sendall, bare.recv
-    granted, released = b"*3\r\n$7\r\nGRANTED\r\n:", b"*2\r\n$8\r\nRELEASED\r\n:"
-    begin, end = len(granted), len(granted) + len(str(token))
-    ending = len(released)
-    prepared = cycle(_with_grants(acquire, release, grant.encode(), str(token).encode()))
-
-    def operation() -> None:
-        get, give, back = next(prepared)
-        send(get)
-        reply = receive(REPLY_BYTES)
-        if reply[:begin] != granted:
-            expect(reply, granted)
-        send(give + reply[begin:end] + back)
-        reply = receive(REPLY_BYTES)
-        if reply[:ending] != released:
-            expect(reply, released)
-
-    return operation
-
-
-def _with_grants(
-    acquire: bytes, release: bytes, grant: bytes, token: bytes
-) -> list[tuple[bytes, bytes, bytes]]:
-    """The acquire, and what comes before and after the token in the release, for new grants."""
-    if (acquire.count(grant), release.count(grant), release.count(token)) != (1, 1, 1):
-        raise AssertionError("grant and token must be in each request once")
-    prepared = []
-    for _ in range(_GRANTS):
-        fresh = secrets.token_hex(len(grant) // 2).encode()
-        give, _, back = release.replace(grant, fresh).partition(token)
-        prepared.append((acquire.replace(grant, fresh), give, back))
-    return prepared

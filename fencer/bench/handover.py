@@ -18,39 +18,27 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from redis.exceptions import RedisError
-
 from fencer._steps import text
-from fencer.bench.core import Case, Contender, Operation
+from fencer.bench.commands import Commands
+from fencer.bench.core import Case, Contender, Operation, reason
+from fencer.bench.figures import PING, Missing
 from fencer.bench.helper import Helper, helper
-from fencer.bench.players import KINDS, Kind, forget, player
+from fencer.bench.peers import Kind, absent
+from fencer.bench.players import KINDS, player
 from fencer.bench.ready import Ready, errors_translated
 from fencer.errors import StoreError
 
-WAITERS = (1, 10, 100)
+WAITERS = (1, 10, 100, 1_000)
 
 _SHORTEST = 0.003
 """Seconds that the holder keeps it at least: by then the other is in line."""
 
 _PROCESSES = 3
-_JOIN_SECONDS = 30.0
+_JOIN_SECONDS = 60.0
+_NEEDED = 4
+"""The first of the kinds: the floor, ours, and redis-py's own; the run does not go on without."""
+
 _ALL_EVENTS = 1_000_000
-
-_ASKED_FOR = (
-    "eval",
-    "script",
-    "subscribe",
-    "unsubscribe",
-    "ping",
-    "hello",
-    "client",
-    "auth",
-    "select",
-)
-"""How the commands begin that a client sends; our scripts use none of them."""
-
-_OBSERVING = ("info", "multi", "exec", "xinfo")
-"""The commands of which a look at the server is made; our scripts use none of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,30 +62,40 @@ class LineCost:
 
 def case(ready: Ready) -> Case:
     """The latency of a hand-over, beside peers and beside a PING."""
-    installed = [kind for kind in KINDS if kind.installed]
-    other = ready.opened.enter_context(
-        helper(
-            "handover",
-            url=ready.url,
-            namespace=ready.namespace,
-            kinds=[kind.name for kind in installed],
-        )
-    )
-    ready.opened.callback(_forget, ready)
-    other.hear()
-    names = {kind.name for kind in installed}
+    missing = [Missing(kind.name, why) for kind in KINDS if (why := absent(kind))]
+    away = {each.name for each in missing}
+    other = ready.opened.enter_context(helper("handover", url=ready.url, namespace=ready.namespace))
+    contenders = []
+    for kind in KINDS if ready.all_peers else KINDS[:_NEEDED]:
+        if kind.name in away:
+            continue
+        optional = kind not in KINDS[:_NEEDED]
+        try:
+            contender = Contender(
+                kind.name,
+                kind.labels["handover"],
+                _to_and_fro(kind, ready, other),
+                tells=True,
+                optional=optional,
+            )
+            contender.times(2)
+        except Exception as error:
+            if not optional:
+                raise
+            missing.append(Missing(kind.name, reason(error)))
+        else:
+            contenders.append(contender)
+    names = {each.name for each in contenders}
     return Case(
         "handover",
         "hand-over",
         "python-redis-lock" if "python-redis-lock" in names else "lock",
         (
-            Contender("ping", "bare socket, PING, after a pause", _paused(ready), tells=True),
-            *(
-                Contender(kind.name, kind.label, _to_and_fro(kind, ready, other), tells=True)
-                for kind in installed
-            ),
+            Contender(PING, "bare socket, PING, after a pause", _paused(ready), tells=True),
+            *contenders,
         ),
-        tuple(kind.name for kind in KINDS if not kind.installed),
+        tuple(missing),
+        transport=ready.transport,
     )
 
 
@@ -142,8 +140,9 @@ def _paused(ready: Ready) -> Operation:
     return operation
 
 
-def _to_and_fro(kind: Kind, ready: Ready, other: Helper) -> Operation:
+def _to_and_fro(kind: type[Kind], ready: Ready, other: Helper) -> Operation:
     """Hand over to the other process, and next time back from it."""
+    other.ask(f"open {kind.name}")
     ours = ready.opened.enter_context(player(kind.name, ready.url, ready.namespace, 0))
     ours.take()
     here = True
@@ -172,13 +171,7 @@ def _pause(longest: float) -> float:
     return _SHORTEST + random.uniform(0, longest)
 
 
-def _forget(ready: Ready) -> None:
-    with contextlib.suppress(RedisError):
-        forget(ready.peer, ready.namespace)
-
-
 def _line_cost(ready: Ready, waiters: int, seconds: float) -> LineCost:
-    ready.forget_names_later("line")
     keys = ready.keyspace.of("line")
     players = waiters + 1  # One of them has it.
     processes = min(_PROCESSES, players)
@@ -205,22 +198,20 @@ def _line_cost(ready: Ready, waiters: int, seconds: float) -> LineCost:
     handovers = sum(fields[b"event"] == b"grant" for _, fields in events)
     if not handovers:
         raise StoreError(f"nothing was handed over in {seconds:g} s")
-    counted = {
-        command: (calls - before.get(command, 0)) / handovers
-        for command, calls in sorted(after.items())
-        if calls > before.get(command, 0) and not command.startswith(_OBSERVING)
-    }
-    requests = sum(calls for command, calls in counted.items() if command.startswith(_ASKED_FOR))
-    return LineCost(waiters, handovers, requests, sum(counted.values()) - requests, counted)
+    done = after.since(before)
+    return LineCost(
+        waiters,
+        handovers,
+        done.requests / handovers,
+        done.inside / handovers,
+        {command: calls / handovers for command, calls in done.calls.items()},
+    )
 
 
-def _look(client: Any, history: str) -> tuple[dict[str, int], str]:
+def _look(client: Any, history: str) -> tuple[Commands, str]:
     """How often each command was run, and the last event: both of the same moment."""
     with client.pipeline(transaction=True) as both:
         both.info("commandstats")
         both.xinfo_stream(history)
         commands, stream = both.execute()
-    return (
-        {name.removeprefix("cmdstat_"): each["calls"] for name, each in commands.items()},
-        text(stream["last-generated-id"]),
-    )
+    return Commands.told(commands), text(stream["last-generated-id"])

@@ -37,12 +37,15 @@ class Helper:
         """Return what it says next.
 
         Raises:
-            StoreError: it has ended; why, it said on stderr.
+            StoreError: it has ended; why, it said on stderr. Or it failed at what it was told.
         """
         line = self._from.readline()
         if not line:
             raise self._gone()
-        return json.loads(line)
+        said = json.loads(line)
+        if isinstance(said, dict) and "failed" in said:
+            raise StoreError(f"in another process of the benchmark: {said['failed']}")
+        return said
 
     def ask(self, word: str) -> Any:
         """Tell it what to do, and return what it says next."""

@@ -15,9 +15,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from fencer._steps import Batch, Call, Step
-from fencer._wire import Wire
-from fencer.bench.players import player
+from fencer.bench.core import reason
+from fencer.bench.players import Player, player
 from fencer.bench.ready import TTL
 from fencer.client import connect
 from fencer.errors import FencerError
@@ -27,22 +26,27 @@ _HELD_SECONDS = 0.002
 """How long each in line keeps it: the one before it joins again meanwhile."""
 
 
-def handover(url: str, namespace: str, kinds: list[str]) -> None:
-    """Be side 1 of some kinds of players: ``take KIND`` and ``hand_over KIND SECONDS``."""
+def handover(url: str, namespace: str) -> None:
+    """Be side 1 of players: ``open KIND``, ``take KIND`` and ``hand_over KIND SECONDS``."""
     gc.disable()
+    players: dict[str, Player] = {}
     with contextlib.ExitStack() as opened:
-        players = {kind: opened.enter_context(player(kind, url, namespace, 1)) for kind in kinds}
-        _say("ready")
         for verb, kind, *rest in _words():
-            if verb == "take":
-                _say("waiting")
-                players[kind].take()
-                _say(time.monotonic_ns())
-            else:
-                time.sleep(float(rest[0]))
-                begun = time.monotonic_ns()
-                players[kind].hand_over()
-                _say(begun)
+            try:
+                if verb == "open":
+                    players[kind] = opened.enter_context(player(kind, url, namespace, 1))
+                    _say("ready")
+                elif verb == "take":
+                    _say("waiting")
+                    players[kind].take()
+                    _say(time.monotonic_ns())
+                else:
+                    time.sleep(float(rest[0]))
+                    begun = time.monotonic_ns()
+                    players[kind].hand_over()
+                    _say(begun)
+            except Exception as error:  # It is for the other side to go on without a peer.
+                _say({"failed": reason(error)})
 
 
 def line(url: str, namespace: str, history: int, threads: int) -> None:
@@ -62,39 +66,21 @@ def line(url: str, namespace: str, history: int, threads: int) -> None:
     os._exit(0)  # They are in the middle of something, and nobody will ever wait for it.
 
 
-def keep(url: str, namespace: str, names: list[str], ttl: float) -> None:
+def keep(url: str, namespace: str, names: int, ttl: float) -> None:
     """Keep leases alive, and tell at each word what that has cost since the start."""
     with connect(url, namespace=namespace, keep=2 * TTL) as store:
-        counting = _CountingWire(store.client)
-        store._keeping._wire = counting
-        leases = [store.acquire(name, ttl=ttl, keep_alive=True) for name in names]
+        leases = [
+            store.acquire(f"kept-{number}", ttl=ttl, keep_alive=True) for number in range(names)
+        ]
         _say("ready")
         for _ in _words():
             _say(
                 {
                     "at": time.monotonic(),
                     "cpu": time.process_time(),
-                    "requests": counting.requests,
-                    "trips": counting.trips,
                     "valid": sum(lease.valid for lease in leases),
                 }
             )
-
-
-class _CountingWire(Wire):
-    """Counts what the keeper asks for."""
-
-    requests = 0
-    trips = 0
-
-    def do(self, step: Step) -> Any:
-        if isinstance(step, Batch):
-            self.requests += len(step.calls)
-            self.trips += 1
-        elif isinstance(step, Call):
-            self.requests += 1
-            self.trips += 1
-        return super().do(step)
 
 
 def _or_end(work: Callable[[], None]) -> Callable[[], None]:

@@ -24,7 +24,8 @@ class Exit(IntEnum):
 
 MEANING = {
     Exit.DONE: "done; for status: somebody has the lease",
-    Exit.NO: "the answer is no: nobody has the lease, or there was nothing to revoke",
+    Exit.NO: "the answer is no: nobody has the lease, there was nothing to revoke, or a benchmark "
+    "is above its limit",
     Exit.USAGE: "wrong usage, or an argument that is not allowed; nothing was sent",
     Exit.SERVER: "the server cannot be reached, refused, or did not start",
     Exit.BROKEN: "something that Fencer promises did not hold, or could not be shown",
