@@ -24,6 +24,8 @@ MAX_HOLDER_BYTES = 255
 MAX_INFO_BYTES = 8_192
 MAX_INFO_DEPTH = 32
 
+_JSON = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
 RESERVED_INFO = frozenset({"holder", "host", "pid", "grant", "ttl", "token", "since"})
 """The fields of the info key that Fencer writes itself."""
 
@@ -40,7 +42,9 @@ def text(what: str, value: object, max_bytes: int) -> str:
         raise InvalidArgument(f"{what} cannot be encoded as UTF-8: {error.reason}") from None
     if size > max_bytes:
         raise InvalidArgument(f"{what} has {size} bytes in UTF-8; at most {max_bytes} are allowed")
-    if any(ord(letter) < 32 or 127 <= ord(letter) < 160 for letter in value):
+    if not value.isprintable() and any(
+        ord(letter) < 32 or 127 <= ord(letter) < 160 for letter in value
+    ):
         raise InvalidArgument(f"{what} {value!r} must not have control characters")
     return value
 
@@ -121,7 +125,7 @@ def info(value: Mapping[str, Any] | None) -> dict[str, Any]:
 
 def json_text(value: object) -> str:
     """Return ``value`` as compact JSON, readable in ``redis-cli``."""
-    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return _JSON.encode(value)
 
 
 def _shown(value: float) -> str:

@@ -8,13 +8,14 @@ decision.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from functools import partial
 
 _CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
-def now() -> float:
-    """Seconds since some fixed point, suspend included."""
-    return time.clock_gettime(_CLOCK)
+now: Callable[[], float] = partial(time.clock_gettime, _CLOCK)
+"""Seconds since some fixed point, suspend included."""
 
 
 def margin(ttl: float) -> float:

@@ -64,6 +64,8 @@ class ThreadKeeping:
 
     def drop(self, lease: BaseLease) -> None:
         """Have no more to do with the lease."""
+        if not self._threads:
+            return  # Nothing is kept.
         with self._changed:
             self._keeper.drop(lease)
             self._changed.notify_all()

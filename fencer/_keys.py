@@ -32,6 +32,9 @@ class Keyspace:
     hash_tag: bool = True
     _before: str = field(init=False, repr=False)
     _after: str = field(init=False, repr=False)
+    _latest: tuple[str, Keys] = field(
+        init=False, repr=False, compare=False, default=("", Keys("", "", "", "", "", ""))
+    )
 
     def __post_init__(self) -> None:
         _check.name(self.namespace, "namespace")
@@ -40,8 +43,12 @@ class Keyspace:
 
     def of(self, name: str) -> Keys:
         """The keys of ``name``, which has been checked."""
-        stem = f"{self._before}{name}{self._after}"
-        return Keys(*(stem + last for last in Keys.__slots__))
+        latest, keys = self._latest
+        if latest != name:
+            stem = f"{self._before}{name}{self._after}"
+            keys = Keys(*(stem + last for last in Keys.__slots__))
+            object.__setattr__(self, "_latest", (name, keys))  # most calls ask for it again
+        return keys
 
     def pattern(self) -> str:
         """A ``SCAN`` pattern that matches the token key of every name."""

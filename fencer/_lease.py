@@ -24,7 +24,7 @@ from typing import Any
 from fencer import _check
 from fencer._protocol import Granted, Protocol
 from fencer._steps import Call, Sleep, Steps, text
-from fencer.errors import LeaseLost, StoreError
+from fencer.errors import LeaseLost, StoreError, StoreUnavailable
 from fencer.sequencer import Sequencer
 
 
@@ -50,9 +50,11 @@ class BaseLease:
         self._describe = False
         self._reason = ""
         self._renewing_now = False
-        self._usual_renewal: tuple[int, Call] | None = None
         self._changing = threading.RLock()
         self._callbacks: list[Callable[[str], Any]] = []
+        self._believes = 0, 0.0
+        self._renewal: Call | None = None
+        self._renews: tuple[int, bool] | None = None
 
     @property
     def name(self) -> str:
@@ -123,22 +125,55 @@ class BaseLease:
         ttl_ms = self._ttl_ms if ttl is None else _check.ttl_ms(ttl)
         if durable:
             self._protocol.asked_for("RENEWED")
-        self.check()
-        while not self._begin_renewal():
+        while (started := self._set_out()) is None:
             yield Sleep(0.002)
+        yield from self._carrying_on(ttl_ms, started, durable=durable)
+
+    def _set_out(self) -> float | None:
+        """Begin a renew, and tell when that was; ``None`` if another one is under way."""
+        with self._changing:
+            if not self.remaining():
+                raise self._ended()
+            if self._renewing_now:
+                return None
+            self._renewing_now = True
+            return self._protocol.clock()
+
+    def _renewed(self, reply: list[Any], started: float) -> bool:
+        """Take in the reply to a first try with the same ttl; whether that was all.
+
+        If it was not, the rest is up to `_carrying_on`.
+        """
+        done = text(reply[0]) == "RENEWED" and reply[1] == 1
+        if done:
+            self._settle(["RENEWED", 1], started, self._ttl_ms)
+            done = self._state is State.LIVE
+            self._renewing_now = not done
+        return done
+
+    def _carrying_on(
+        self,
+        ttl_ms: int,
+        started: float,
+        first: list[Any] | StoreUnavailable | None = None,
+        *,
+        durable: bool = False,
+    ) -> Steps[None]:
+        """Do what is left of a renew, of which a first try may have been made."""
         try:
-            started = self._protocol.clock()
             if ttl_ms != self._ttl_ms:
                 # Until a reply says otherwise the store may have either: believe in the shorter
                 # one, and tell it the ttl each time, for it cuts what is longer than info says.
                 self._describe = True
                 self._deadline = min(self._deadline, started + self._protocol.belief(ttl_ms))
-            describe = self._describe
             # What is renewed is believed in once the question is answered: that must be in time.
             confirm = self._protocol.asked_for("RENEWED", self.remaining() / 2) if durable else None
-            reply, answers = yield from self._protocol.renewal(
-                self._granted, ttl_ms, confirm, describe=describe
-            )
+            call = self._renew_call(ttl_ms)
+            reply, answers = yield from self._protocol.renewed(call, confirm, first)
+            if reply == ["RENEWED", 0]:
+                self._describe = True
+                call = self._renew_call(ttl_ms)
+                reply, answers = yield from self._protocol.renewed(call, confirm)
             if self._settle(reply, started, ttl_ms) and reply[0] == "RENEWED":
                 yield from self._protocol.give_back(self._granted)
         finally:
@@ -158,17 +193,21 @@ class BaseLease:
     def _end_renewal(self) -> None:
         self._renewing_now = False
 
-    def _renew_call(self) -> Call:
-        if self._describe:
-            return self._protocol.renew_call(self._granted, self._ttl_ms, describe=True)
-        if self._usual_renewal is None or self._usual_renewal[0] != self._ttl_ms:
-            call = self._protocol.renew_call(self._granted, self._ttl_ms, describe=False)
-            self._usual_renewal = self._ttl_ms, call
-        return self._usual_renewal[1]
+    def _renew_call(self, ttl_ms: int | None = None) -> Call:
+        """The call that renews. It is the same one, with the same bytes, until the ttl changes."""
+        ttl_ms = ttl_ms or self._ttl_ms
+        if (ttl_ms, self._describe) != self._renews or self._renewal is None:
+            self._renewal = self._protocol.renew_call(
+                self._granted, ttl_ms, describe=self._describe
+            )
+            self._renews = ttl_ms, self._describe
+        return self._renewal
 
     def _settle(self, reply: list[Any], started: float, ttl_ms: int) -> bool:
         """Take in the reply to a renew that was sent at ``started``; whether the lease is lost."""
-        deadline = started + self._protocol.belief(ttl_ms)
+        if ttl_ms != self._believes[0]:
+            self._believes = ttl_ms, self._protocol.belief(ttl_ms)
+        deadline = started + self._believes[1]
         with self._changing:
             if self._state is State.LIVE:
                 if reply[0] == "RENEWED" and deadline > self._protocol.clock():

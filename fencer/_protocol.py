@@ -23,7 +23,6 @@ import json
 import math
 import os
 import random
-import secrets
 import sys
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
@@ -138,31 +137,54 @@ class Settings:
 
 def ask(call: Call, *, repeat: bool = True) -> Steps[list[Any]]:
     """Make a call; where no answer comes, try it again, unless it must not be applied twice."""
-    reply, _ = yield from _insist(call, repeat=repeat)
+    try:
+        reply = yield call
+    except StoreUnavailable as error:
+        reply, _ = yield from _again(call, error, repeat)
     return [text(reply[0]), *reply[1:]]
 
 
-def _ask(call: Call) -> Steps[tuple[list[Any], list[Any] | None, bool]]:
+def _ask(
+    call: Call, first: list[Any] | StoreUnavailable | None = None
+) -> Steps[tuple[list[Any], list[Any] | None, bool]]:
     """As `ask`; with the answers to what was to be asked next, and `_insist`'s doubt."""
-    outcome, doubtful = yield from _insist(call)
+    if isinstance(first, StoreUnavailable):
+        outcome, doubtful = yield from _again(call, first)
+    elif first is not None:
+        outcome, doubtful = first, False
+    else:
+        outcome, doubtful = yield from _insist(call)
     reply, answers = outcome, None
     if isinstance(outcome, Confirmed):
         reply, answers = outcome.reply, outcome.answers
     return [text(reply[0]), *reply[1:]], answers, doubtful
 
 
-def _insist(step: Call | Command, *, repeat: bool = True) -> Steps[tuple[Any, bool]]:
+def _insist(step: Call | Command) -> Steps[tuple[Any, bool]]:
     """The reply, and whether an earlier try may still be on its way."""
-    maybe_applied = False
-    for pause in (*_PAUSES, None):
-        try:
-            return (yield step), maybe_applied
-        except StoreUnavailable as error:
-            maybe_applied = maybe_applied or error.maybe_applied
-            if pause is None or (maybe_applied and not repeat):
-                raise error.told(maybe_applied=maybe_applied) from error.__cause__
-        yield Sleep(pause)
-    raise AssertionError("the last try either returns or raises")
+    try:
+        return (yield step), False
+    except StoreUnavailable as error:
+        return (yield from _again(step, error))
+
+
+def _again(
+    step: Call | Command, failed: StoreUnavailable, repeat: bool = True
+) -> Steps[tuple[Any, bool]]:
+    """As `_insist`, after a first try that failed."""
+    maybe_applied = failed.maybe_applied
+    try:
+        for pause in _PAUSES:
+            if maybe_applied and not repeat:
+                break
+            yield Sleep(pause)
+            try:
+                return (yield step), maybe_applied
+            except StoreUnavailable as error:
+                failed, maybe_applied = error, maybe_applied or error.maybe_applied
+        raise failed.told(maybe_applied=maybe_applied) from failed.__cause__
+    finally:
+        del failed  # A frame that holds its own exception is a cycle.
 
 
 class Protocol:
@@ -288,7 +310,9 @@ class Protocol:
                     yield from self._judge(granted, sure, answers)
                 elif self._settings.durability:
                     return (yield from self._claimed(granted))
-                return (yield from self._in_time(granted))
+                if granted.deadline > self.clock():
+                    return granted
+                return (yield from self._claimed(granted))
             case ["HELD" | "QUEUED", other, remaining_ms, *place]:
                 seen.holder = text(other)
                 seen.remaining = None if remaining_ms == -1 else remaining_ms / 1000
@@ -300,21 +324,15 @@ class Protocol:
                     yield Seen(seen.holder)
         return None
 
-    def _in_time(self, granted: Granted) -> Steps[Granted]:
-        """Renew at once a grant whose reply took longer than its ttl."""
-        if granted.deadline > self.clock():
-            return granted
-        return (yield from self._claimed(granted))
-
     def _claimed(self, granted: Granted) -> Steps[Granted]:
-        """Claim what was granted, or give it back."""
+        """Claim what was granted, and give it back if that is too late."""
         claimed = yield from self._claim(granted)
         if claimed is None:
             yield from self.give_back(granted)
             raise StoreUnavailable(
                 f"the grant of {granted.name!r} was over before it could be claimed: the server "
                 "has lost it, or takes so long to answer that nothing is left of a ttl of "
-                f"{granted.ttl_ms / 1000:g} s, and a longer one is needed",
+                f"{granted.ttl_ms / 1000:g} s, and then choose a longer one",
                 maybe_applied=False,
             )
         return claimed
@@ -369,22 +387,26 @@ class Protocol:
             raise
 
     def renewal(
-        self,
-        lease: Granted,
-        ttl_ms: int,
-        confirm: Confirm | None = None,
-        *,
-        describe: bool = False,
+        self, lease: Granted, ttl_ms: int, confirm: Confirm | None = None
     ) -> Steps[tuple[list[Any], list[Any] | None]]:
-        """Renew; if the info key was missing, write it anew. The reply, and what is asked then.
+        """Renew; if the info key was missing, write it anew. As `renewed`."""
+        outcome = yield from self.renewed(self.renew_call(lease, ttl_ms, describe=False), confirm)
+        if outcome[0] == ["RENEWED", 0]:
+            call = self.renew_call(lease, ttl_ms, describe=True)
+            outcome = yield from self.renewed(call, confirm)
+        return outcome
+
+    def renewed(
+        self,
+        call: Call,
+        confirm: Confirm | None,
+        first: list[Any] | StoreUnavailable | None = None,
+    ) -> Steps[tuple[list[Any], list[Any] | None]]:
+        """The reply to a renew, and what ``confirm`` came to; a first try may have been made.
 
         A repetition needs no care: a renew always writes.
         """
-        call = _with(self.renew_call(lease, ttl_ms, describe=describe), confirm)
-        reply, answers, _ = yield from _ask(call)
-        if reply == ["RENEWED", 0]:
-            call = _with(self.renew_call(lease, ttl_ms, describe=True), confirm)
-            reply, answers, _ = yield from _ask(call)
+        reply, answers, _ = yield from _ask(_with(call, confirm), first)
         return reply, answers
 
     def asked_for(self, status: str, at_most: float = math.inf) -> Confirm:
@@ -611,7 +633,7 @@ def _with(call: Call, confirm: Confirm | None) -> Call:
 
 
 def _new_grant() -> str:
-    return secrets.token_hex(16)
+    return os.urandom(16).hex()
 
 
 def _may_have_been_granted(error: BaseException) -> bool:

@@ -7,7 +7,7 @@ out, and sends back what each comes to.
 from __future__ import annotations
 
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from fencer._scripts import Script
@@ -22,6 +22,8 @@ class Call:
     args: tuple[str | bytes | int | float, ...]
     confirm: Confirm | None = None
     """What to ask next on the same connection. The driver then answers with a `Confirmed`."""
+    packed: list[bytes] | None = field(default=None, init=False, repr=False, compare=False)
+    """The bytes of its request, once a wire has built them."""
 
 
 @dataclass(frozen=True, slots=True)

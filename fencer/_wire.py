@@ -1,23 +1,25 @@
 """Sends the steps of the protocol through redis-py: `Wire` blocks, `AsyncWire` awaits.
 
-A call goes out on a connection of the client's own pool, as EVALSHA, and once more as EVAL if the
-server does not know the script (any more). It goes out once: the driver's own retries are not used
+A call goes out on a connection of the client's own pool, as a rule the one that is kept for it
+(`fencer._kept`), as EVALSHA, and once more as EVAL if the server does not know the script (any
+more). It goes out once: the driver's own retries are not used
 for scripts, because whether one may be repeated is for `fencer._protocol` to say.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from types import TracebackType
 from typing import Any
 
 import redis
 import redis.asyncio
 from redis.exceptions import MaxConnectionsError, NoScriptError, RedisError, ResponseError
 
+from fencer._kept import AsyncLine, Kept, Line, kept_of
 from fencer._refusals import refusal
 from fencer._steps import (
     Batch,
@@ -56,6 +58,7 @@ class Wire:
             raise InvalidArgument(_wanted("redis.Redis", client))
         self.client = client
         self._wakeups = wakeups
+        self._kept = kept_of(client.connection_pool, Line)
 
     def do(self, step: Step) -> Any:
         """Carry out one step."""
@@ -85,14 +88,36 @@ class Wire:
         Raises:
             StoreError: see `fencer.errors` for which means what.
         """
-        with self._lent(call.script.name) as connection:
+        kept = self._kept
+        if kept.pool is not self.client.connection_pool:  # The user has given it another one.
+            kept = self._kept = kept_of(self.client.connection_pool, Line)
+        try:
+            line = kept.take() if call.confirm is None else None
+        except IndexError:
+            line = None
+        if line is not None and not line.fit():
+            kept.pool.release(kept.end(line))
+            line = None
+        if line is None:
+            with self._lent(call.script.name, kept) as connection:
+                return _answer(connection, call)
+        try:
             try:
-                connection.send_command(*_by_sha(call))
-                reply = connection.read_response()
+                reply = line.ask(call.packed or _pack(line, call))
             except NoScriptError:
-                connection.send_command(*_by_body(call))
-                reply = connection.read_response()
-            return reply if call.confirm is None else confirmed(connection, call.confirm, reply)
+                line.send_command(*_by_body(call))
+                reply = line.read_response()
+        except ResponseError as error:
+            kept.put(line)
+            raise refusal(error, call.script.name) from error
+        except BaseException as error:
+            line.connection.disconnect()
+            kept.pool.release(kept.end(line))
+            if isinstance(error, RedisError):
+                raise refusal(error, call.script.name) from error
+            raise
+        kept.put(line)
+        return reply
 
     def command(self, words: tuple[str | int, ...]) -> Any:
         """Run a command that only reads, and return its reply as it came."""
@@ -125,29 +150,56 @@ class Wire:
         except StoreError as error:
             return error
 
-    @contextmanager
-    def _lent(self, script: str | None) -> Iterator[Any]:
-        """Lend a connection of the pool, and translate what goes wrong with it."""
-        pool = self.client.connection_pool
-        connection, until = None, time.monotonic() + _FREE_SECONDS
-        while connection is None:
+    def _lent(self, script: str | None, kept: Kept[Line] | None = None) -> _Loan:
+        """Lend a connection of the pool, and translate what goes wrong with it.
+
+        Args:
+            script: what is called; ``None`` for what changes nothing.
+            kept: where the connection may stay afterwards, instead of going back.
+        """
+        return _Loan(self.client.connection_pool, script, kept)
+
+    def close(self) -> None:
+        """Give the kept connection back."""
+        with contextlib.suppress(IndexError):
+            line = self._kept.take()
+            self._kept.pool.release(self._kept.end(line))
+
+
+class _Loan:
+    """A connection lent by a `Wire`. A class, for a generator takes as long as all the rest."""
+
+    __slots__ = ("_connection", "_kept", "_pool", "_script")
+
+    def __init__(self, pool: Any, script: str | None, kept: Kept[Line] | None) -> None:
+        self._pool, self._script, self._kept = pool, script, kept
+
+    def __enter__(self) -> Any:
+        until = time.monotonic() + _FREE_SECONDS
+        while True:
             try:
-                connection = pool.get_connection()
+                self._connection = self._pool.get_connection()
+                return self._connection
             except MaxConnectionsError as error:
                 if time.monotonic() > until:
-                    raise refusal(error, script, sent=False) from error
+                    raise refusal(error, self._script, sent=False) from error
                 time.sleep(0.002)
             except RedisError as error:
-                raise refusal(error, script, sent=False) from error
-        try:
-            yield connection
-        except RedisError as error:
-            raise refusal(error, script, sent=script is not None) from error
-        except BaseException:
+                raise refusal(error, self._script, sent=False) from error
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        connection = self._connection
+        if error is not None and not isinstance(error, RedisError):
             connection.disconnect()  # A reply that nobody reads must not meet the next request.
-            raise
-        finally:
-            pool.release(connection)
+        if error is not None or self._kept is None or not self._kept.keep(connection):
+            self._pool.release(connection)
+        if isinstance(error, RedisError):
+            raise refusal(error, self._script, sent=self._script is not None) from error
 
 
 class AsyncWire:
@@ -162,6 +214,7 @@ class AsyncWire:
         self._at_once = asyncio.Semaphore(_AT_ONCE)
         # Grants that wait for a replica that has gone must not keep renewals from being sent.
         self._confirming = asyncio.Semaphore(_AT_ONCE)
+        self._kept = kept_of(client.connection_pool, AsyncLine)
 
     async def do(self, step: Step) -> Any:
         """Carry out one step."""
@@ -189,16 +242,36 @@ class AsyncWire:
 
     async def call(self, call: Call) -> Any:
         """Run a script and return its reply."""
-        async with self._lent(call.script.name, confirm=call.confirm) as connection:
+        kept = self._kept
+        if kept.pool is not self.client.connection_pool:
+            kept = self._kept = kept_of(self.client.connection_pool, AsyncLine)
+        try:
+            line = kept.take() if call.confirm is None else None
+        except IndexError:
+            line = None
+        if line is not None and not line.fit():
+            await kept.pool.release(kept.end(line))
+            line = None
+        if line is None:
+            async with self._lent(call.script.name, kept, call.confirm) as connection:
+                return await _async_answer(connection, call)
+        try:
             try:
-                await connection.send_command(*_by_sha(call))
-                reply = await connection.read_response()
+                reply = await line.ask(call.packed or _pack(line, call))
             except NoScriptError:
-                await connection.send_command(*_by_body(call))
-                reply = await connection.read_response()
-            if call.confirm is None:
-                return reply
-            return await confirmed_async(connection, call.confirm, reply)
+                await line.send_command(*_by_body(call))
+                reply = await line.read_response()
+        except ResponseError as error:
+            kept.put(line)
+            raise refusal(error, call.script.name) from error
+        except BaseException as error:
+            await line.connection.disconnect(nowait=True)
+            await kept.pool.release(kept.end(line))
+            if isinstance(error, RedisError):
+                raise refusal(error, call.script.name) from error
+            raise
+        kept.put(line)
+        return reply
 
     async def command(self, words: tuple[str | int, ...]) -> Any:
         """Run a command that only reads."""
@@ -235,31 +308,107 @@ class AsyncWire:
         except StoreError as error:
             return error
 
-    @asynccontextmanager
-    async def _lent(
-        self, script: str | None, *, confirm: Confirm | None = None
-    ) -> AsyncIterator[Any]:
-        pool = self.client.connection_pool
-        connection, until = None, time.monotonic() + _FREE_SECONDS
-        async with self._at_once if confirm is None else self._confirming:
-            while connection is None:
-                try:
-                    connection = await pool.get_connection()
-                except MaxConnectionsError as error:
-                    if time.monotonic() > until:
-                        raise refusal(error, script, sent=False) from error
-                    await asyncio.sleep(0.002)
-                except RedisError as error:
-                    raise refusal(error, script, sent=False) from error
+    def _lent(
+        self,
+        script: str | None,
+        kept: Kept[AsyncLine] | None = None,
+        confirm: Confirm | None = None,
+    ) -> _AsyncLoan:
+        at_once = self._at_once if confirm is None else self._confirming
+        return _AsyncLoan(self.client.connection_pool, script, kept, at_once)
+
+    async def close(self) -> None:
+        """Give the kept connection back."""
+        with contextlib.suppress(IndexError):
+            line = self._kept.take()
+            await self._kept.pool.release(self._kept.end(line))
+
+
+class _AsyncLoan:
+    __slots__ = ("_at_once", "_cancelling", "_connection", "_kept", "_pool", "_script")
+
+    def __init__(
+        self,
+        pool: Any,
+        script: str | None,
+        kept: Kept[AsyncLine] | None,
+        at_once: asyncio.Semaphore,
+    ) -> None:
+        self._pool, self._script, self._kept, self._at_once = pool, script, kept, at_once
+
+    async def __aenter__(self) -> Any:
+        self._cancelling = _cancellations()
+        await self._at_once.acquire()
+        try:
+            self._connection = await self._from_pool()
+        except BaseException:
+            self._at_once.release()
+            raise
+        return self._connection
+
+    async def _from_pool(self) -> Any:
+        until = time.monotonic() + _FREE_SECONDS
+        while True:
             try:
-                yield connection
+                return await self._pool.get_connection()
+            except MaxConnectionsError as error:
+                if time.monotonic() > until:
+                    raise refusal(error, self._script, sent=False) from error
+                await asyncio.sleep(0.002)
             except RedisError as error:
-                raise refusal(error, script, sent=script is not None) from error
-            except BaseException:
+                raise refusal(error, self._script, sent=False) from error
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        connection = self._connection
+        try:
+            if error is not None and not isinstance(error, RedisError):
                 await connection.disconnect(nowait=True)
-                raise
-            finally:
-                await pool.release(connection)
+            if error is not None or self._kept is None or not self._kept.keep(connection):
+                await self._pool.release(connection)
+        finally:
+            self._at_once.release()
+        if isinstance(error, RedisError):
+            raise refusal(error, self._script, sent=self._script is not None) from error
+        if error is None and _cancellations() > self._cancelling:
+            # wait_for, in the driver, swallows a cancellation that comes with its result.
+            raise asyncio.CancelledError
+
+
+def _cancellations() -> int:
+    task = asyncio.current_task()
+    return task.cancelling() if task else 0
+
+
+def _answer(connection: Any, call: Call) -> Any:
+    try:
+        connection.send_packed_command(call.packed or _pack(connection, call))
+        reply = connection.read_response()
+    except NoScriptError:
+        connection.send_command(*_by_body(call))
+        reply = connection.read_response()
+    return reply if call.confirm is None else confirmed(connection, call.confirm, reply)
+
+
+async def _async_answer(connection: Any, call: Call) -> Any:
+    try:
+        await connection.send_packed_command(call.packed or _pack(connection, call))
+        reply = await connection.read_response()
+    except NoScriptError:
+        await connection.send_command(*_by_body(call))
+        reply = await connection.read_response()
+    return reply if call.confirm is None else await confirmed_async(connection, call.confirm, reply)
+
+
+def _pack(connection: Any, call: Call) -> list[bytes]:
+    """The bytes of a call. They are built once: one lease sends the same renew all its life."""
+    packed: list[bytes] = connection.pack_command(*_by_sha(call))
+    object.__setattr__(call, "packed", packed)
+    return packed
 
 
 def confirmed(connection: Any, confirm: Confirm, reply: Any) -> Confirmed:

@@ -29,6 +29,7 @@ from fencer._steps import Steps
 from fencer._wakeups import TaskWakeups
 from fencer._wire import AsyncWire
 from fencer.durability import Durability
+from fencer.errors import StoreUnavailable
 from fencer.guards._base import AsyncGuard, Guard
 from fencer.records import Event, Status
 
@@ -63,13 +64,33 @@ class AsyncLease(BaseLease):
     async def renew(self, ttl: float | None = None, *, durable: bool = False) -> None:
         """Have the full ttl again, counted from now: see `fencer.Lease.renew`."""
         if ttl is None:
-            return await run_async(self._renewing(None, durable), self._wire)
+            if durable:
+                return await run_async(self._renewing(None, durable), self._wire)
+            return await self._renew()
         ttl_ms = _check.ttl_ms(ttl)
         self._keeping.retime(self, ttl_ms)  # A shorter one is believed in from now on.
         try:
             await run_async(self._renewing(ttl, durable), self._wire)
         finally:
             self._keeping.retime(self, self._ttl_ms)
+
+    async def _renew(self) -> None:
+        """Try it at once, without steps: as a rule that is all, and takes half as long."""
+        started = self._set_out()
+        if started is None:
+            steps = self._renewing(None)
+        else:
+            try:
+                first = await self._wire.call(self._renew_call())
+                if self._renewed(first, started):
+                    return
+            except StoreUnavailable as error:
+                first = error
+            except BaseException:
+                self._end_renewal()
+                raise
+            steps = self._carrying_on(self._ttl_ms, started, first)
+        await run_async(steps, self._wire)
 
     async def release(self, *, durable: bool = False) -> bool:
         """End the lease and retire its token: see `fencer.Lease.release`.
@@ -262,6 +283,7 @@ class AsyncFencer(BaseFencer):
         """Release the leases that are kept alive, and close what `connect_async` opened."""
         await self._keeping.close()
         await self._wakeups.close()
+        await self._wire.close()
         await self._opened.aclose()
 
     async def __aenter__(self) -> Self:

@@ -24,6 +24,7 @@ from fencer._steps import Steps
 from fencer._wakeups import ThreadWakeups
 from fencer._wire import Wire
 from fencer.durability import Durability
+from fencer.errors import StoreUnavailable
 from fencer.guards._base import Guard
 from fencer.records import Event, Status
 
@@ -72,13 +73,33 @@ class Lease(BaseLease):
             One script call of constant time. ``durable`` takes one more trip.
         """
         if ttl is None:
-            return run(self._renewing(None, durable), self._wire)
+            if durable:
+                return run(self._renewing(None, durable), self._wire)
+            return self._renew()
         ttl_ms = _check.ttl_ms(ttl)
         self._keeping.retime(self, ttl_ms)  # A shorter one is believed in from now on.
         try:
             run(self._renewing(ttl, durable), self._wire)
         finally:
             self._keeping.retime(self, self._ttl_ms)
+
+    def _renew(self) -> None:
+        """Try it at once, without steps: as a rule that is all, and takes half as long."""
+        started = self._set_out()
+        if started is None:
+            steps = self._renewing(None)
+        else:
+            try:
+                first = self._wire.call(self._renew_call())
+                if self._renewed(first, started):
+                    return
+            except StoreUnavailable as error:
+                first = error
+            except BaseException:
+                self._end_renewal()
+                raise
+            steps = self._carrying_on(self._ttl_ms, started, first)
+        run(steps, self._wire)
 
     def release(self, *, durable: bool = False) -> bool:
         """End the lease and retire its token, so that no late renew can bring it back.
@@ -368,6 +389,7 @@ class Fencer(BaseFencer):
         """
         self._keeping.close()
         self._wakeups.close()
+        self._wire.close()
         self._opened.close()
 
     def __enter__(self) -> Self:

@@ -21,10 +21,18 @@ class MakeServer(Protocol):
 
 
 @pytest.fixture(scope="session")
-def shared_server() -> Iterator[Server]:
+def lasting_server() -> Iterator[Server]:
     """One server for all tests that do it no harm; it keeps its scripts from test to test."""
     with Server(persistence="none") as server:
         yield server
+
+
+@pytest.fixture
+def shared_server(lasting_server: Server) -> Server:
+    """The same server, which is empty when the test begins."""
+    with redis.Redis.from_url(lasting_server.unix_url) as client:
+        client.flushall()
+    return lasting_server
 
 
 @pytest.fixture
@@ -49,7 +57,6 @@ def server(make_server: MakeServer) -> Server:
 
 @pytest.fixture
 def redis_client(shared_server: Server) -> Iterator[redis.Redis]:
-    """The driver's client on the shared server, which is empty when the test begins."""
+    """The driver's client on the shared server."""
     with redis.Redis.from_url(shared_server.unix_url) as client:
-        client.flushall()
         yield client

@@ -19,10 +19,11 @@ import pytest
 import redis
 
 import fencer
-from fencer._steps import Leave, Step, Wait
+from fencer._steps import Call, Leave, Step, Wait
 from fencer._wire import AsyncWire, Wire
 from fencer.embedded import Server
 from fencer.errors import FencerError
+from tests.ways import way  # noqa: F401
 
 MOMENTS = ["before", "after"]
 STEPS = 40
@@ -55,10 +56,16 @@ class InterruptedWire(Wire):
     plan: Interruption | None = None
 
     def do(self, step: Step) -> Any:
+        return self.call(step) if isinstance(step, Call) else self._perhaps(super().do, step)
+
+    def call(self, call: Call) -> Any:
+        return self._perhaps(super().call, call)
+
+    def _perhaps(self, act: Callable[[Any], Any], step: Step) -> Any:
         plan = self.plan
         if plan is not None and plan.due(step, "before"):
             raise KeyboardInterrupt
-        outcome = super().do(step)
+        outcome = act(step)
         if plan is not None and plan.due(step, "after"):
             raise KeyboardInterrupt
         return outcome
@@ -71,10 +78,18 @@ class CancelledWire(AsyncWire):
     task: asyncio.Task[Any] | None = None
 
     async def do(self, step: Step) -> Any:
+        if isinstance(step, Call):
+            return await self.call(step)
+        return await self._perhaps(super().do, step)
+
+    async def call(self, call: Call) -> Any:
+        return await self._perhaps(super().call, call)
+
+    async def _perhaps(self, act: Callable[[Any], Awaitable[Any]], step: Step) -> Any:
         plan = self.plan
         if plan is not None and plan.due(step, "before"):
             await self._cancel()
-        outcome = await super().do(step)
+        outcome = await act(step)
         if plan is not None and plan.due(step, "after") and not isinstance(step, Leave):
             await self._cancel()
         return outcome
@@ -212,6 +227,10 @@ def renews(lease: fencer.Lease) -> None:
     lease.renew(ttl=5.0)
 
 
+def renews_as_before(lease: fencer.Lease) -> None:
+    lease.renew()
+
+
 def releases(lease: fencer.Lease) -> None:
     lease.release()
 
@@ -222,7 +241,7 @@ def leaves(lease: fencer.Lease) -> None:
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
-@pytest.mark.parametrize("act", [renews, releases, leaves])
+@pytest.mark.parametrize("act", [renews, renews_as_before, releases, leaves])
 def test_a_lease_interrupted_at_each_step(
     shared_server: Server, rival: fencer.Fencer, act: Callable[[fencer.Lease], None], moment: str
 ) -> None:
@@ -239,7 +258,7 @@ def test_a_lease_interrupted_at_each_step(
             except KeyboardInterrupt:
                 interrupted = True
             wire.plan = None
-            if act is renews:
+            if act in (renews, renews_as_before):
                 assert lease.valid
                 lease.renew()
                 assert lease.release()
@@ -250,7 +269,9 @@ def test_a_lease_interrupted_at_each_step(
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
-@pytest.mark.parametrize("which", ["renews", "releases", "leaves", "is in the body"])
+@pytest.mark.parametrize(
+    "which", ["renews", "renews as before", "releases", "leaves", "is in the body"]
+)
 def test_a_lease_cancelled_at_each_step(
     shared_server: Server, rival: fencer.Fencer, which: str, moment: str
 ) -> None:
@@ -266,6 +287,7 @@ def test_a_lease_cancelled_at_each_step(
 
     acts: dict[str, Callable[[fencer.AsyncLease], Awaitable[object]]] = {
         "renews": lambda lease: lease.renew(ttl=5.0),
+        "renews as before": lambda lease: lease.renew(),
         "releases": lambda lease: lease.release(),
         "leaves": leave,
         "is in the body": body,
@@ -284,7 +306,7 @@ def test_a_lease_cancelled_at_each_step(
                 wire.plan = None
                 with contextlib.suppress(asyncio.CancelledError):
                     await wire.task
-                if which == "renews":
+                if which.startswith("renews"):
                     assert lease.valid
                     await lease.renew()
                     assert await lease.release()

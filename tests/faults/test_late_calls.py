@@ -21,6 +21,7 @@ from fencer.drill.proxy import Proxy
 from fencer.embedded import Server
 from tests.faults import twins
 from tests.fix_api import Connect
+from tests.ways import way  # noqa: F401
 
 LOCK, TOKEN, INFO, HISTORY = (
     f"fencer:{{orders}}:{key}" for key in ["lock", "token", "info", "history"]

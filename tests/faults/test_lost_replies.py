@@ -22,6 +22,7 @@ from fencer.guards import RedisGuard
 from tests.faults import twins
 from tests.faults.processes import Worker
 from tests.fix_api import Connect, on_threads, plain
+from tests.ways import way  # noqa: F401
 
 Then = Literal["cut", "silence"]
 

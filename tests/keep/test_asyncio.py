@@ -15,6 +15,7 @@ import fencer
 from fencer import LeaseLost
 from fencer.embedded import Server
 from tests.keep.helpers import run
+from tests.ways import way  # noqa: F401
 
 SOON = 0.15
 Main = Callable[[fencer.AsyncFencer], Awaitable[None]]

@@ -12,9 +12,9 @@ from tests.lua.scenarios import CHANNEL, Store
 
 
 @pytest.fixture(scope="session")
-def decoding_client(shared_server: Server) -> Iterator[redis.Redis]:
+def decoding_client(lasting_server: Server) -> Iterator[redis.Redis]:
     """One connection to the shared server, which answers in text."""
-    with redis.Redis.from_url(shared_server.unix_url, decode_responses=True) as client:
+    with redis.Redis.from_url(lasting_server.unix_url, decode_responses=True) as client:
         yield client
 
 

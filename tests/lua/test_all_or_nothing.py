@@ -129,11 +129,11 @@ def check_all_or_nothing(
 
 
 @pytest.fixture(scope="session")
-def limited_client(shared_server: Server) -> Iterator[redis.Redis]:
+def limited_client(lasting_server: Server) -> Iterator[redis.Redis]:
     """A connection as a user who may do less from test to test."""
-    with redis.Redis.from_url(shared_server.unix_url) as client:
+    with redis.Redis.from_url(lasting_server.unix_url) as client:
         client.execute_command("ACL", "SETUSER", "limited", "on", "nopass", "~*", "&*", "+@all")
-        url = f"{shared_server.unix_url}&username=limited&password=any"
+        url = f"{lasting_server.unix_url}&username=limited&password=any"
         with redis.Redis.from_url(url, decode_responses=True) as limited:
             yield limited
         client.execute_command("ACL", "DELUSER", "limited")

@@ -495,12 +495,12 @@ def test_line_with_no_tokens_left(store: Store) -> None:
 
 
 @pytest.fixture(scope="module")
-def silenced_client(shared_server: Server) -> Iterator[redis.Redis]:
+def silenced_client(lasting_server: Server) -> Iterator[redis.Redis]:
     """A connection as a user who may not publish."""
-    with redis.Redis.from_url(shared_server.unix_url) as client:
+    with redis.Redis.from_url(lasting_server.unix_url) as client:
         rules = ("on", "nopass", "~*", "&*", "+@all", "-publish")
         client.execute_command("ACL", "SETUSER", "silenced", *rules)
-        url = f"{shared_server.unix_url}&username=silenced&password=any"
+        url = f"{lasting_server.unix_url}&username=silenced&password=any"
         with redis.Redis.from_url(url, decode_responses=True) as silenced:
             yield silenced
         client.execute_command("ACL", "DELUSER", "silenced")

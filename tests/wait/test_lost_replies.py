@@ -17,6 +17,7 @@ from fencer.drill.proxy import Proxy
 from fencer.embedded import Server
 from tests.fix_api import Connect
 from tests.wait.line import Crowd, await_true, check_nothing_left, grants
+from tests.ways import way  # noqa: F401
 
 Fate = Literal["cut", "silence"]
 
@@ -31,15 +32,15 @@ class Losing:
         self._fate = fate
         self._lock = threading.Lock()
 
-    def __call__(self, call: Call) -> tuple[Any, ...]:
+    def __call__(self, connection: Any, call: Call) -> list[bytes]:
+        """Pack a call, each time that it is sent."""
         with self._lock:
             if call.args and call.args[0] == "waiter":
                 self.calls.append(call.script.name)
                 if len(self.calls) == self._nth:
                     self._proxy.swallow_reply(match=b"EVALSHA", then=self._fate)
-        return self._by_sha(call)
-
-    _by_sha = staticmethod(_wire._by_sha)
+        packed: list[bytes] = connection.pack_command(*_wire._by_sha(call))
+        return packed
 
 
 Lose = Callable[[int, Fate], Losing]
@@ -57,7 +58,7 @@ def lose(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> Lose:
 
     def choose(nth: int, fate: Fate) -> Losing:
         losing = Losing(proxy, nth, fate)
-        monkeypatch.setattr(_wire, "_by_sha", losing)
+        monkeypatch.setattr(_wire, "_pack", losing)
         return losing
 
     return choose
