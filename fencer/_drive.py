@@ -6,18 +6,27 @@ A driver knows nothing of servers; what a step does there, a wire (`fencer._wire
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
-from typing import TYPE_CHECKING, Any, TypeVar
-
-from fencer._steps import Steps
-
-if TYPE_CHECKING:
-    from fencer._wire import AsyncWire, Wire
+from collections.abc import Coroutine, Generator
+from typing import Any, Protocol, TypeVar
 
 T = TypeVar("T")
 
 
-def run(steps: Steps[T], wire: Wire) -> T:
+class Doer(Protocol):
+    """What carries out a step: a wire, as a rule."""
+
+    def do(self, step: Any, /) -> Any:
+        """Carry it out, and return what it comes to."""
+
+
+class AsyncDoer(Protocol):
+    """The same on asyncio."""
+
+    def do(self, step: Any, /) -> Coroutine[Any, Any, Any]:
+        """Carry it out, and return what it comes to."""
+
+
+def run(steps: Generator[Any, Any, T], wire: Doer) -> T:
     """Carry out the steps, and return what they come to."""
     outcome: Any = None
     fault: BaseException | None = None
@@ -35,7 +44,7 @@ def run(steps: Steps[T], wire: Wire) -> T:
             fault = error
 
 
-async def run_async(steps: Steps[T], wire: AsyncWire) -> T:
+async def run_async(steps: Generator[Any, Any, T], wire: AsyncDoer) -> T:
     """Carry out the steps, and return what they come to.
 
     If the task is cancelled, the steps hear of it and clean up; that is not cancelled once more.

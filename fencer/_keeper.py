@@ -152,6 +152,10 @@ class Keeper:
         taken = itertools.islice(self._renewals.due(self._clock() + self._slack), _TRIP)
         return [lease for lease in taken if self._alive(lease)]
 
+    def patience(self) -> float:
+        """Seconds that a trip may take: longer, and leases that were not in it would suffer."""
+        return min(self._heartbeats.values(), default=_IDLE)
+
     def renewed(self, outcomes: dict[BaseLease, float | None]) -> None:
         """Put leases back after a trip: for the next beat, or after so many seconds.
 
@@ -192,6 +196,7 @@ class Keeper:
 def renewing(
     leases: list[BaseLease],
     clock: Callable[[], float],
+    patience: float = _IDLE,
     place: Callable[[str | bytes], Hashable] = lambda key: None,
 ) -> Steps[dict[BaseLease, float | None]]:
     """Renew leases in one trip; for each that failed, the seconds until it is to be tried again.
@@ -199,6 +204,8 @@ def renewing(
     Args:
         leases: which.
         clock: as in the protocol.
+        patience: seconds that it may take at most; nor more than half of what is left to the first
+            of them to end.
         place: where a key is: one call renews only leases of one place, a slot of a Cluster. One
             server is one place.
     """
@@ -209,7 +216,7 @@ def renewing(
             return again
         started = clock()
         asked = [(lease, lease._ttl_ms, lease._renew_call()) for lease in mine]
-        replies = yield from _ask_together(asked, place)
+        replies = yield from _ask_together(asked, patience, place)
         for (lease, ttl_ms, _), reply in zip(asked, replies, strict=True):
             if isinstance(reply, StoreError):
                 again[lease] = min(0.5, max(0.01, lease.remaining() / 10))
@@ -229,7 +236,7 @@ _Reply = list[Any] | StoreError
 
 
 def _ask_together(
-    asked: list[_Asked], place: Callable[[str | bytes], Hashable]
+    asked: list[_Asked], patience: float, place: Callable[[str | bytes], Hashable]
 ) -> Steps[list[_Reply]]:
     """The reply for each lease, or the error that it met."""
     groups: dict[Hashable, list[int]] = {}
@@ -238,7 +245,7 @@ def _ask_together(
     shares = [
         group[at : at + _CALL] for group in groups.values() for at in range(0, len(group), _CALL)
     ]
-    found = yield from _ask(asked, shares)
+    found = yield from _ask(asked, shares, patience)
     alone = [
         [index]
         for share in shares
@@ -247,7 +254,7 @@ def _ask_together(
         if asked[index][0].valid
     ]
     if alone:
-        found |= yield from _ask(asked, alone)
+        found |= yield from _ask(asked, alone, patience)
     return [found[index] for index in range(len(asked))]
 
 
@@ -255,9 +262,10 @@ def _refused(reply: _Reply) -> bool:
     return isinstance(reply, StoreError) and not isinstance(reply, StoreUnavailable)
 
 
-def _ask(asked: list[_Asked], shares: list[list[int]]) -> Steps[dict[int, _Reply]]:
+def _ask(asked: list[_Asked], shares: list[list[int]], patience: float) -> Steps[dict[int, _Reply]]:
     """One trip with one call for each share."""
-    timeout = max(0.02, min(lease.remaining() for lease, _, _ in asked) / 2)
+    left = min(lease.remaining() for lease, _, _ in asked)
+    timeout = max(0.02, min(left / 2, patience))
     calls = [Protocol.renew_together([asked[index][2] for index in share]) for share in shares]
     replies = yield Batch(tuple(calls), timeout)
     found: dict[int, _Reply] = {}

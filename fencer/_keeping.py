@@ -86,11 +86,11 @@ class ThreadKeeping:
             with self._changed:
                 if self._ended():
                     return
-                due = self._keeper.next_renewals()
+                due, patience = self._keeper.next_renewals(), self._keeper.patience()
                 if not due:
                     self._changed.wait(self._keeper.pause())
                     continue
-            again = run(renewing(due, self._protocol.clock), self._wire)
+            again = run(renewing(due, self._protocol.clock, patience, self._wire.place), self._wire)
             with self._changed:
                 self._keeper.renewed(again)
 
@@ -159,7 +159,9 @@ class TaskKeeping:
                 if not due:
                     await self._pause(0, self._keeper.pause())
                     continue
-                again = await run_async(renewing(due, self._protocol.clock), self._wire)
+                patience = self._keeper.patience()
+                trip = renewing(due, self._protocol.clock, patience, self._wire.place)
+                again = await run_async(trip, self._wire)
                 self._keeper.renewed(again)
         except asyncio.CancelledError:
             await to_the_end(self._release_all())

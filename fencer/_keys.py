@@ -77,9 +77,14 @@ class Keyspace:
         """The name whose token key this is."""
         return token_key.removeprefix(self._before).removesuffix(f"{self._after}token")
 
-    def channel(self, client_id: str) -> str:
-        """The channel on which one client hears of the grants that it waits for."""
-        return f"{self.namespace}:wake:{client_id}"
+    def channel(self, client_id: str, name: str | None = None) -> str:
+        """The channel on which one client hears of the grants that it waits for.
+
+        With a name it is in the name's slot, and the scripts publish to it within its shard.
+        """
+        if name is None:
+            return f"{self.namespace}:wake:{client_id}"
+        return f"{self._before}{name}{self._after}wake:{client_id}"
 
     def mark(self, resource: str, tag: str | None) -> str:
         """The key of a guard's mark; with a tag it shares the slot of the keys it protects."""

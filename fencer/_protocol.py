@@ -241,7 +241,7 @@ class Protocol:
     def _stand_in_line(
         self, ask_for: _Request, seen: _Seen, begun: float, until: float
     ) -> Steps[Granted | None]:
-        channel = yield from self._enter(ask_for.grant, until)
+        channel = yield from self._enter(ask_for, until)
         if channel is None:
             raise self._too_late(ask_for, seen, begun)
         place = "join"
@@ -269,10 +269,11 @@ class Protocol:
     def _too_late(self, ask_for: _Request, seen: _Seen, begun: float) -> AcquireTimeout:
         return AcquireTimeout(ask_for.name, seen.holder, seen.remaining, self.clock() - begun)
 
-    def _enter(self, grant: str, until: float) -> Steps[str | None]:
+    def _enter(self, ask_for: _Request, until: float) -> Steps[str | None]:
         while True:
             try:
-                channel: str | None = yield Enter(grant, max(0.0, until - self.clock()))
+                left = max(0.0, until - self.clock())
+                channel: str | None = yield Enter(ask_for.grant, left, ask_for.name)
             except StoreUnavailable:
                 if self.clock() >= until:
                     raise

@@ -25,7 +25,11 @@ _ADVICE = {
     "MISCONF": "it cannot save its data: see its log and its disk",
     "NOREPLICAS": "too few replicas follow it (min-replicas-to-write)",
     "MASTERDOWN": "it is a replica that has lost its primary",
-    "CLUSTERDOWN": "the cluster does not serve this slot now",
+    "CLUSTERDOWN": "the cluster does not serve this slot now: see CLUSTER INFO there",
+    "MOVED": "it is one node of a Cluster: connect by redis+cluster://host:port",
+    "ASK": "it is one node of a Cluster: connect by redis+cluster://host:port",
+    "TRYAGAIN": "the slot is being moved, and the keys of the name are on two nodes just now",
+    "CROSSSLOT": "its keys are in different slots of the Cluster: give them the same {hash tag}",
     "WRONGTYPE": "one of its keys holds something that Fencer did not write, and nothing of it was "
     "changed; choose another namespace, or remove the key by hand",
     "CORRUPT": "one of its keys holds something that Fencer did not write, and nothing of it was "

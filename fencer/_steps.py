@@ -83,6 +83,8 @@ class Enter:
     grant: str
     seconds: float
     """How long to wait for the server to confirm it."""
+    name: str
+    """What is waited for: on a Cluster it says where to listen."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import inspect
 import time
+from collections.abc import Hashable
 from types import TracebackType
 from typing import Any
 
@@ -118,6 +119,10 @@ class Wire:
             raise
         kept.put(line)
         return reply
+
+    def place(self, key: str | bytes) -> Hashable:
+        """Where a key is: one script can use keys of one place."""
+        return None
 
     def command(self, words: tuple[str | int, ...]) -> Any:
         """Run a command that only reads, and return its reply as it came."""
@@ -272,6 +277,10 @@ class AsyncWire:
             raise
         kept.put(line)
         return reply
+
+    def place(self, key: str | bytes) -> Hashable:
+        """Where a key is: one script can use keys of one place."""
+        return None
 
     async def command(self, words: tuple[str | int, ...]) -> Any:
         """Run a command that only reads."""

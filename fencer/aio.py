@@ -15,19 +15,21 @@ from types import TracebackType
 from typing import Any, Self
 
 import redis.asyncio
+import redis.asyncio.cluster
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from fencer import _check
 from fencer._announce import checked
 from fencer._client import BaseFencer, Tokens, from_url, server_url
-from fencer._drive import run_async, to_the_end
+from fencer._cluster import from_cluster_url, is_cluster_url
+from fencer._drive import AsyncDoer, run_async, to_the_end
 from fencer._keeping import TaskKeeping
 from fencer._lease import BaseLease, State
 from fencer._protocol import Granted, Protocol
 from fencer._steps import Steps
-from fencer._wakeups import TaskWakeups
 from fencer._wire import AsyncWire
+from fencer._wires import AsyncClient, async_wakeups_for, async_wire_for
 from fencer.durability import Durability
 from fencer.errors import StoreUnavailable
 from fencer.guards._base import AsyncGuard, Guard
@@ -171,12 +173,13 @@ class AsyncLease(BaseLease):
 
 
 class AsyncFencer(BaseFencer):
-    """Leases with fencing tokens on one Redis or Valkey server, for asyncio: see `fencer.Fencer`.
+    """Leases with fencing tokens on a server or Cluster, for asyncio: see `fencer.Fencer`.
 
     It belongs to one event loop.
 
     Args:
-        client: a ``redis.asyncio.Redis``; it stays yours to close.
+        client: a ``redis.asyncio.Redis`` or ``redis.asyncio.cluster.RedisCluster``; it stays yours
+            to close.
         namespace: as for `fencer.Fencer`, like all that follow.
         hash_tag: whether keys have braces.
         holder: the readable id shown to operators.
@@ -188,7 +191,7 @@ class AsyncFencer(BaseFencer):
 
     def __init__(
         self,
-        client: redis.asyncio.Redis,
+        client: AsyncClient,
         *,
         namespace: str = "fencer",
         hash_tag: bool = True,
@@ -199,13 +202,13 @@ class AsyncFencer(BaseFencer):
         durability: Durability | tuple[Durability, ...] | None = None,
     ) -> None:
         super().__init__(namespace, hash_tag, holder, tokens, keep, history, durability)
-        self._wakeups = TaskWakeups(client, self._keyspace)
-        self._wire = AsyncWire(client, self._wakeups)
+        self._wakeups = async_wakeups_for(client, self._keyspace)
+        self._wire = async_wire_for(client, self._wakeups)
         self._keeping = TaskKeeping(self._protocol, self._wire)
         self._opened = contextlib.AsyncExitStack()
 
     @property
-    def client(self) -> redis.asyncio.Redis:
+    def client(self) -> Any:
         """The redis-py client that it works on."""
         return self._wire.client
 
@@ -234,7 +237,7 @@ class AsyncFencer(BaseFencer):
         keep_alive: bool | float,
         info: Mapping[str, Any] | None,
         guards: Iterable[Guard | AsyncGuard],
-        wire: AsyncWire,
+        wire: AsyncDoer,
         look: float | None = None,
     ) -> AsyncLease:
         """As `acquire`; the wait goes over ``wire``, and an election looks now and then."""
@@ -332,7 +335,10 @@ def connect_async(
     with contextlib.ExitStack() as opened:
         address = server_url(url, opened)
         options = {"retry": Retry(NoBackoff(), 0), **driver}
-        client = from_url(redis.asyncio.Redis.from_url, address, options)
+        if is_cluster_url(address):
+            client = from_cluster_url(redis.asyncio.cluster, address, options)
+        else:
+            client = from_url(redis.asyncio.Redis.from_url, address, options)
         fencer = AsyncFencer(
             client,
             namespace=namespace,

@@ -10,19 +10,21 @@ from types import TracebackType
 from typing import Any, Self
 
 import redis
+import redis.cluster
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from fencer import _check
 from fencer._announce import checked
 from fencer._client import BaseFencer, Tokens, from_url, server_url
-from fencer._drive import run
+from fencer._cluster import from_cluster_url, is_cluster_url
+from fencer._drive import Doer, run
 from fencer._keeping import ThreadKeeping
 from fencer._lease import BaseLease, State
 from fencer._protocol import Granted, Protocol
 from fencer._steps import Steps
-from fencer._wakeups import ThreadWakeups
 from fencer._wire import Wire
+from fencer._wires import Client, wakeups_for, wire_for
 from fencer.durability import Durability
 from fencer.errors import StoreUnavailable
 from fencer.guards._base import Guard
@@ -177,10 +179,11 @@ class Lease(BaseLease):
 
 
 class Fencer(BaseFencer):
-    """Leases with fencing tokens on one Redis or Valkey server. Any thread may use it.
+    """Leases with fencing tokens on a Redis or Valkey server or Cluster. Any thread may use it.
 
     Args:
-        client: a ``redis.Redis``; its pool is shared, and it stays yours to close.
+        client: a ``redis.Redis`` or ``redis.cluster.RedisCluster``; its connections are shared, and
+            it stays yours to close.
         namespace: how the keys begin: ``fencer:{orders}:lock``.
         hash_tag: ``False`` leaves the braces out of the keys. This excludes Cluster.
         holder: the readable id shown to operators, at most 255 bytes; by default host, process and
@@ -199,7 +202,7 @@ class Fencer(BaseFencer):
 
     def __init__(
         self,
-        client: redis.Redis,
+        client: Client,
         *,
         namespace: str = "fencer",
         hash_tag: bool = True,
@@ -210,13 +213,13 @@ class Fencer(BaseFencer):
         durability: Durability | tuple[Durability, ...] | None = None,
     ) -> None:
         super().__init__(namespace, hash_tag, holder, tokens, keep, history, durability)
-        self._wakeups = ThreadWakeups(client, self._keyspace)
-        self._wire = Wire(client, self._wakeups)
+        self._wakeups = wakeups_for(client, self._keyspace)
+        self._wire = wire_for(client, self._wakeups)
         self._keeping = ThreadKeeping(self._protocol, self._wire)
         self._opened = contextlib.ExitStack()
 
     @property
-    def client(self) -> redis.Redis:
+    def client(self) -> Any:
         """The redis-py client that it works on."""
         return self._wire.client
 
@@ -276,7 +279,7 @@ class Fencer(BaseFencer):
         keep_alive: bool | float,
         info: Mapping[str, Any] | None,
         guards: Iterable[Guard],
-        wire: Wire,
+        wire: Doer,
         look: float | None = None,
     ) -> Lease:
         """As `acquire`; the wait goes over ``wire``, and an election looks now and then."""
@@ -421,9 +424,10 @@ def connect(
     """Return a client for the server at a URL. Nothing is sent before it is used.
 
     Args:
-        url: ``redis://``, ``rediss://`` or ``unix://`` as redis-py reads them; by default what the
-            environment variable ``FENCER_URL`` says. ``"embedded:"`` starts a private server that
-            ends with the client, for demos, tests and development.
+        url: ``redis://``, ``rediss://`` or ``unix://`` as redis-py reads them, or some nodes of a
+            Cluster, ``redis+cluster://host:port,host:port`` (``rediss+cluster://`` over TLS); by
+            default what the environment variable ``FENCER_URL`` says. ``"embedded:"`` starts a
+            private server that ends with the client, for demos, tests and development.
         namespace: as for `Fencer`, like all that follow.
         hash_tag: whether keys have braces.
         holder: the readable id shown to operators.
@@ -435,13 +439,18 @@ def connect(
 
     Raises:
         InvalidArgument: there is no URL, or it cannot be read.
+        StoreUnavailable: no node of the Cluster answers; any other server is first asked when it is
+            needed.
         ServerFailed: the embedded server did not start.
     """
     with contextlib.ExitStack() as opened:
         address = server_url(url, opened)
         # Scripts are repeated by fencer._protocol, and so by nobody else.
         options = {"retry": Retry(NoBackoff(), 0), **driver}
-        client = from_url(redis.Redis.from_url, address, options)
+        if is_cluster_url(address):
+            client = from_cluster_url(redis.cluster, address, options)
+        else:
+            client = from_url(redis.Redis.from_url, address, options)
         opened.callback(client.close)
         fencer = Fencer(
             client,

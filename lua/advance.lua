@@ -87,11 +87,16 @@ end
 local done = redis.pcall('XADD', history, 'MAXLEN', '~', length, '*',
   'event', 'advance', 'token', beyond, 'holder', holder or '', 'grant', grant or '')
 if not done.err then redis.pcall('PEXPIRE', history, keep_ms) end
+-- On a Cluster a waiter listens in the name's own slot, so its channel has the hash tag.
+local function publish(where, message)
+  if string.find(where, '{', 1, true) then return redis.pcall('SPUBLISH', where, message) end
+  return redis.pcall('PUBLISH', where, message)
+end
 -- The first waiter that hears it comes and takes the name. If none does, they find it by looking.
 for _, id in ipairs(redis.pcall('ZRANGE', queue, 0, 9)) do
   local done, parts = pcall(cmsgpack.unpack, redis.pcall('HGET', waiters, id) or '')
-  local reached = done and type(parts) == 'table'
-    and redis.pcall('PUBLISH', parts[1], 'HEAD ' .. id .. ' 0 0')
+  local reached = done and type(parts) == 'table' and type(parts[1]) == 'string'
+    and publish(parts[1], 'HEAD ' .. id .. ' 0 0')
   if type(reached) == 'number' and reached > 0 then break end
 end
 return {'ADVANCED', tonumber(beyond)}

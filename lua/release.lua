@@ -96,7 +96,9 @@ local function give(lost, number, since_ms, who, id, full_ms, lock_ms, fields)
 end
 -- What is done with a line. Each run makes its functions anew: these only where somebody waits.
 local function line()
+  -- On a Cluster a waiter listens in the name's own slot, so its channel has the hash tag.
   local function publish(where, message)
+    if string.find(where, '{', 1, true) then return redis.pcall('SPUBLISH', where, message) end
     return redis.pcall('PUBLISH', where, message)
   end
   -- Channel, holder, ttl and about of a waiter; nothing if no script of ours wrote them.

@@ -3,6 +3,7 @@
 pytest_plugins = [
     "tests.fix_servers",
     "tests.fix_api",
+    "tests.fix_cluster",
     "tests.fix_sql",
     "tests.fix_s3",
     "tests.faults.clock",

@@ -19,7 +19,7 @@ Url = Annotated[
         "--url",
         envvar="FENCER_URL",
         metavar="URL",
-        help="The server: redis://, rediss:// or unix://.",
+        help="The server: redis://, rediss://, unix:// or redis+cluster://.",
     ),
 ]
 

@@ -15,7 +15,6 @@ from fencer import _check
 from fencer._drive import to_the_end
 from fencer._steps import Call, Seen, Sleep, Wait
 from fencer._steps import Step as ProtocolStep
-from fencer._wire import AsyncWire
 from fencer.aio import AsyncFencer, AsyncLease
 from fencer.election._base import BaseElection
 from fencer.election._core import (
@@ -281,27 +280,29 @@ class _Candidate:
                     await lease.lost.wait()
 
 
-class _CandidateWire(AsyncWire):
-    """A wire that tells the candidate whom it waits for, and how the store answers."""
+class _CandidateWire:
+    """The client's wire, which tells the candidate whom it waits for, and how the store answers."""
 
     def __init__(self, fencer: AsyncFencer, candidate: _Candidate) -> None:
-        super().__init__(fencer.client, fencer._wakeups)
+        self._fencer = fencer
         self._candidate = candidate
 
     async def do(self, step: ProtocolStep) -> Any:
+        """Carry out one step."""
         match step:
+            case Call():
+                return await self._call(step)
             case Seen(holder):
                 return await self._candidate.seen(holder)
             case Wait() | Sleep():
                 # Something below may have swallowed the cancellation that tells of it.
                 if self._candidate.campaign.stopping:
                     raise Stopped
-        return await super().do(step)
+        return await self._fencer._wire.do(step)
 
-    async def call(self, call: Call) -> Any:
-        """Run a script, and tell the candidate how that went."""
+    async def _call(self, call: Call) -> Any:
         try:
-            answer = await super().call(call)
+            answer = await self._fencer._wire.call(call)
         except StoreError as error:
             self._candidate.campaign.heard(error)
             raise

@@ -12,7 +12,6 @@ from fencer import _check
 from fencer._fork import forget_in_child
 from fencer._steps import Call, Enter, Seen, Sleep, Wait
 from fencer._steps import Step as ProtocolStep
-from fencer._wire import Wire
 from fencer.client import Fencer, Lease
 from fencer.election._base import BaseElection
 from fencer.election._core import (
@@ -265,16 +264,19 @@ class _Candidate(threading.Thread):
             self._changed.clear()
 
 
-class _CandidateWire(Wire):
-    """A wire whose waits end when the candidate must stop, and that tells it what it meets."""
+class _CandidateWire:
+    """The client's wire; its waits end when the candidate must stop, and it tells what it meets."""
 
     def __init__(self, fencer: Fencer, candidate: _Candidate) -> None:
-        super().__init__(fencer.client, fencer._wakeups)
+        self._fencer = fencer
         self._candidate = candidate
         self._entered: str | None = None
 
     def do(self, step: ProtocolStep) -> Any:
+        """Carry out one step."""
         match step:
+            case Call():
+                return self._call(step)
             case Seen(holder):
                 return self._candidate.seen(holder)
             case Enter(grant):
@@ -282,12 +284,11 @@ class _CandidateWire(Wire):
             case Wait() | Sleep():
                 if self._candidate.campaign.stopping:
                     raise Stopped
-        return super().do(step)
+        return self._fencer._wire.do(step)
 
-    def call(self, call: Call) -> Any:
-        """Run a script, and tell the candidate how that went."""
+    def _call(self, call: Call) -> Any:
         try:
-            answer = super().call(call)
+            answer = self._fencer._wire.call(call)
         except StoreError as error:
             self._candidate.campaign.heard(error)
             raise
@@ -296,5 +297,5 @@ class _CandidateWire(Wire):
 
     def wake(self) -> None:
         """End a wait that is under way."""
-        if self._wakeups is not None and self._entered is not None:
-            self._wakeups.nudge(self._entered)
+        if self._entered is not None:
+            self._fencer._wakeups.nudge(self._entered)

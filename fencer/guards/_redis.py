@@ -11,9 +11,6 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, TypeAlias
 
-import redis
-import redis.asyncio
-
 from fencer import _check
 from fencer._drive import run, run_async
 from fencer._keys import Keyspace
@@ -21,7 +18,7 @@ from fencer._protocol import ask, read
 from fencer._refusals import code_in, told
 from fencer._scripts import Script, load
 from fencer._steps import Call, Steps, text
-from fencer._wire import AsyncWire, Wire
+from fencer._wires import AsyncClient, Client, async_wire_for, wire_for
 from fencer.errors import InvalidArgument, ScriptError, StaleToken, StoreError
 from fencer.guards._base import BaseGuard, Token
 
@@ -128,7 +125,8 @@ class RedisGuard(_BaseRedisGuard):
     token may write many times.
 
     Args:
-        client: a ``redis.Redis`` for the server that has the data.
+        client: a ``redis.Redis`` for the server that has the data, or a
+            ``redis.cluster.RedisCluster``.
         resource: what is protected, 1 to 512 bytes; guards of the same resource share one mark.
         name: the name of the leases whose tokens count here; by default the resource's own name.
         keys: take only what is sealed with one of these.
@@ -145,7 +143,7 @@ class RedisGuard(_BaseRedisGuard):
 
     def __init__(
         self,
-        client: redis.Redis,
+        client: Client,
         resource: str,
         *,
         name: str | None = None,
@@ -154,7 +152,7 @@ class RedisGuard(_BaseRedisGuard):
         tag: str | None = None,
     ) -> None:
         super().__init__(resource, name, keys, namespace, tag)
-        self._wire = Wire(client)
+        self._wire = wire_for(client)
 
     def check(self, token: Token) -> None:
         """Accept the token, or refuse it; write nothing else.
@@ -285,7 +283,8 @@ class AsyncRedisGuard(_BaseRedisGuard):
     """The same for asyncio: see `RedisGuard`.
 
     Args:
-        client: a ``redis.asyncio.Redis``; the others are those of `RedisGuard`.
+        client: a ``redis.asyncio.Redis`` or its ``RedisCluster``; the others are those of
+            `RedisGuard`.
         resource: what is protected.
         name: the name of the leases whose tokens count here.
         keys: take only what is sealed with one of these.
@@ -297,7 +296,7 @@ class AsyncRedisGuard(_BaseRedisGuard):
 
     def __init__(
         self,
-        client: redis.asyncio.Redis,
+        client: AsyncClient,
         resource: str,
         *,
         name: str | None = None,
@@ -306,7 +305,7 @@ class AsyncRedisGuard(_BaseRedisGuard):
         tag: str | None = None,
     ) -> None:
         super().__init__(resource, name, keys, namespace, tag)
-        self._wire = AsyncWire(client)
+        self._wire = async_wire_for(client)
 
     async def check(self, token: Token) -> None:
         """Accept the token, or refuse it; write nothing else: see `RedisGuard.check`."""

@@ -552,7 +552,7 @@ def test_each_place_has_calls_of_its_own(core: Protocol, clock: Clock) -> None:
     def parity(key: str | bytes) -> object:
         return int(str(key).partition("}")[0][-1]) % 2
 
-    steps = Driven(renewing(leases, clock, parity), clock)
+    steps = Driven(renewing(leases, clock, place=parity), clock)
     assert keys_of(steps) == [locks(even), locks(odd)]
     steps.answer([[b"RENEWED", 1] * 5] * 2)
     assert steps.result == dict.fromkeys(leases)

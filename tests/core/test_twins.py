@@ -20,6 +20,7 @@ ON_ASYNCIO = [
     ("asyncio.Event", "threading.Event"),
     # A guard for threads serves both; one for asyncio can only be awaited there.
     ("Guard | AsyncGuard", "Guard"),
+    ("AsyncClient", "Client"),
 ]
 SPECIAL = {"__aenter__": "__enter__", "__aexit__": "__exit__"}
 
