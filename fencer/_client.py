@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import secrets
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias
 
 from fencer import _check, _protocol
 from fencer._announce import Announcement
@@ -17,13 +16,11 @@ from fencer._keys import Keyspace
 from fencer._protocol import Granted, Protocol
 from fencer._steps import Steps
 from fencer.durability import Durability, checked
-from fencer.embedded import Server
 from fencer.errors import InvalidArgument
 from fencer.guards._base import AsyncGuard, Guard
 from fencer.records import Event, Status
 
 Tokens: TypeAlias = Literal["time", "dense"]
-C = TypeVar("C")
 
 
 class BaseFencer:
@@ -111,27 +108,3 @@ class BaseFencer:
             if name not in seen:
                 seen.add(name)
                 yield name
-
-
-def server_url(url: str | None, opened: contextlib.ExitStack) -> str:
-    """The URL that was asked for; starts an embedded server for ``embedded:``."""
-    url = url or os.environ.get("FENCER_URL")
-    if url is not None and not isinstance(url, str):
-        raise InvalidArgument(f"a URL is a str such as redis://localhost:6379/0, not {url!r}")
-    if not url:
-        raise InvalidArgument(
-            "no server is named: pass a URL such as redis://localhost:6379/0, or set FENCER_URL; "
-            '"embedded:" starts a private server for a try'
-        )
-    return opened.enter_context(Server(port=0)).unix_url if url == "embedded:" else url
-
-
-def from_url(make: Callable[..., C], url: str, options: dict[str, Any]) -> C:
-    """Make the driver's client, and a connection that is thrown away: it checks the options."""
-    try:
-        client: Any = make(url, **options)
-        pool = client.connection_pool
-        pool.connection_class(**pool.connection_kwargs)
-        return client  # type: ignore[no-any-return]
-    except (ValueError, TypeError) as error:
-        raise InvalidArgument(f"the URL or a driver option cannot be used: {error}") from error

@@ -368,7 +368,7 @@ class Nodes:
             connection.send_command(*_words(step))
             reply = connection.read_response()
             if isinstance(step, Call) and step.confirm is not None:
-                return confirmed(connection, step.confirm, reply)
+                return confirmed(connection, step.confirm, reply, self._wire(where).driver)
             return reply
         except RedisError as error:
             raise refusal(error, script, sent=script is not None) from error
@@ -487,7 +487,8 @@ class AsyncNodes:
             await connection.send_command(*_words(step))
             reply = await connection.read_response()
             if isinstance(step, Call) and step.confirm is not None:
-                return await confirmed_async(connection, step.confirm, reply)
+                driver = (await self._wire(where)).driver
+                return await confirmed_async(connection, step.confirm, reply, driver)
             return reply
         except RedisError as error:
             raise refusal(error, script, sent=script is not None) from error

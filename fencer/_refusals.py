@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import re
-
-from redis.exceptions import (
-    AuthenticationError,
-    AuthorizationError,
-    BusyLoadingError,
-    RedisError,
-    ResponseError,
-)
+from typing import Any
 
 from fencer.errors import ScriptError, StoreError, StoreUnavailable
 
 _ADVICE = {
+    "LOADING": "it loads its data; ask again",
     "READONLY": "it is a replica: connect to the primary, or by way of Sentinel",
     "OOM": "it is at its maxmemory: free memory or raise the limit; leases can still be renewed "
     "and released",
@@ -37,6 +31,25 @@ _ADVICE = {
     "EXHAUSTED": "choose another name",
 }
 _CODE = re.compile(r"-?\b(" + "|".join(_ADVICE) + r")\b")
+
+_PASSING = "LOADING", "READONLY", "MASTERDOWN", "NOREPLICAS", "CLUSTERDOWN"
+"""What servers say in the middle of a failover or a start. It was refused before anything was
+written, and it passes, so it counts as an outage: whoever waits, keeps a lease or campaigns tries
+on. The other refusals want an operator, and are told at once."""
+
+_PASSING_CODE = re.compile(rf"^(?:.*?: -)?({'|'.join(_PASSING)})\b", re.DOTALL)
+"""In front, or where Redis 6.2 quotes a command in a script: else it may be a caller's own word."""
+
+_CODES = {
+    "ReadOnlyError": "READONLY",
+    "BusyLoadingError": "LOADING",
+    "MasterDownError": "MASTERDOWN",
+    "ClusterDownError": "CLUSTERDOWN",
+    "OutOfMemoryError": "OOM",
+    "NoPermissionError": "NOPERM",
+}
+"""The codes that drivers take off a message, in the order in which one class may be another."""
+
 _DENIED = re.compile(r"ACL failure in script|user executing the script can't")
 """How servers say NOPERM within a script."""
 
@@ -57,7 +70,7 @@ def told(message: str) -> str:
     return f"{message} ({advice})" if advice else message
 
 
-def refusal(error: RedisError, script: str | None = None, *, sent: bool = True) -> StoreError:
+def refusal(error: Exception, script: str | None = None, *, sent: bool = True) -> StoreError:
     """What the driver's exception means.
 
     Args:
@@ -65,20 +78,29 @@ def refusal(error: RedisError, script: str | None = None, *, sent: bool = True) 
         script: which script was called; ``None`` for a plain command.
         sent: whether the request may have reached the server.
     """
+    kinds = _kinds(error)
+    before = error.__context__
+    if "ResponseError" not in kinds and "ReadOnlyError" in _kinds(before):
+        # The driver has found out that a connection made by way of Sentinel leads to a replica.
+        assert isinstance(before, Exception)
+        return refusal(before, script)
     message = str(error)
-    code = code_in(message, getattr(error, "status_code", None))
-    if isinstance(error, BusyLoadingError) or message.startswith("LOADING"):
+    status = getattr(error, "status_code", None) or _status(kinds)
+    code = code_in(message, status)
+    passing = _passing(f"{status or ''} {message}".lstrip(), script)
+    if passing:
         return StoreUnavailable(
-            "the server is loading its data and does not answer yet",
+            f"the server cannot serve now ({message}): {_ADVICE[passing]}",
             maybe_applied=False,
-            code="LOADING",
+            code=passing,
         )
-    if isinstance(error, AuthenticationError | AuthorizationError):
+    if kinds & {"AuthenticationError", "AuthorizationError"}:
+        unsaid = "NOAUTH" if message.startswith("Authentication required") else "WRONGPASS"
         return StoreError(
             f"the server refused the login ({message}): {_ADVICE['WRONGPASS']}",
-            code=code or "WRONGPASS",
+            code=code or unsaid,
         )
-    if not isinstance(error, ResponseError):
+    if "ResponseError" not in kinds:
         return StoreUnavailable(f"no answer from the server ({message})", maybe_applied=sent)
     if script is not None and (code in ("WRONGTYPE", "CORRUPT", "EXHAUSTED") or not code):
         line = _LINE.search(message)
@@ -90,3 +112,49 @@ def refusal(error: RedisError, script: str | None = None, *, sent: bool = True) 
         )
     advice = f": {_ADVICE[code]}" if code else ""
     return StoreError(f"the server refused ({message}){advice}", code=code)
+
+
+def unreached(error: Exception, pool: Any) -> StoreError:
+    """What it means that no connection was to be had from a pool: nothing was sent."""
+    manager = getattr(pool, "sentinel_manager", None)
+    if manager is None:
+        return refusal(error, sent=False)
+    asked = [sentinel.connection_pool.connection_kwargs for sentinel in manager.sentinels]
+    sentinels = ", ".join(f"{each['host']}:{each['port']}" for each in asked)
+    message = str(error)
+    if "ResponseError" in _kinds(error) and "SENTINEL" in message.upper():
+        return StoreError(
+            f"one of the sentinels at {sentinels} refused ({message}): check their addresses, and "
+            "what their user may do"
+        )
+    if "MasterNotFoundError" not in _kinds(error):
+        return refusal(error, sent=False)
+    if message.count("AuthenticationError") == len(asked):
+        return StoreError(
+            f"the sentinels at {sentinels} refused the login: check sentinel_username and "
+            "sentinel_password in the URL",
+            code="WRONGPASS",
+        )
+    silent = message.count(")> - ")
+    answered = f"{silent} of them did not answer" if silent else "is this its name, and is it up?"
+    return StoreUnavailable(
+        f"the sentinels at {sentinels} name no primary of {pool.service_name!r} ({answered})",
+        maybe_applied=False,
+    )
+
+
+def _passing(message: str, script: str | None) -> str:
+    """The code of an outage that a refusal tells of; "" if it tells of something else."""
+    if script != "guard":
+        message = message.removeprefix("ERR ")  # as scripts of ours pass a refusal on
+    found = _PASSING_CODE.match(message)
+    return found[1] if found else ""
+
+
+def _kinds(error: BaseException | None) -> set[str]:
+    # By name: each driver has classes of its own.
+    return {kind.__name__ for kind in type(error).__mro__}
+
+
+def _status(kinds: set[str]) -> str | None:
+    return next((code for kind, code in _CODES.items() if kind in kinds), None)

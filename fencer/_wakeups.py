@@ -16,11 +16,11 @@ from typing import Any
 
 import redis
 import redis.asyncio
-from redis.exceptions import RedisError
 
+from fencer._drivers import driver_of
 from fencer._fork import forget_in_child
 from fencer._keys import Keyspace
-from fencer._refusals import refusal
+from fencer._refusals import unreached
 from fencer._steps import Wakeup, wakeup
 
 _POLL = 0.2
@@ -35,13 +35,19 @@ _BROKEN = 0.1
 _CONFIRM = 2.0
 """Seconds within which the server must confirm the subscription."""
 
+_PING = 3.0
+"""Seconds without a word after which the server is asked whether it is still there."""
+
 _LOOK = Wakeup("LOOK")
+
+_LOST = "the server is silent, or the sentinels name another primary"
 
 
 class ThreadWakeups:
     """The connection, read by a thread."""
 
     def __init__(self, client: redis.Redis, keyspace: Keyspace) -> None:
+        self._driver = driver_of(client, tasks=False)
         self._client = client
         self._keyspace = keyspace
         self.forget()
@@ -54,7 +60,7 @@ class ThreadWakeups:
         self._inboxes: dict[str, queue.SimpleQueue[Wakeup]] = {}
         self._thread: threading.Thread | None = None
         self._listening = False
-        self._failure: RedisError | None = None
+        self._failure: Exception | None = None
         self._closed = False
 
     def enter(self, grant: str, seconds: float) -> str | None:
@@ -70,7 +76,7 @@ class ThreadWakeups:
             self._changed.notify_all()
             self._changed.wait_for(lambda: self._listening or self._failure, min(seconds, _CONFIRM))
             if not self._listening and self._failure is not None:
-                raise refusal(self._failure, sent=False) from self._failure
+                raise unreached(self._failure, self._client.connection_pool) from self._failure
             return self._channel if self._listening else None
 
     def wait(self, grant: str, seconds: float) -> Wakeup | None:
@@ -108,13 +114,27 @@ class ThreadWakeups:
             try:
                 pubsub.subscribe(self._channel)
                 until = time.monotonic() + _CONFIRM
+                pulse = _Pulse()
                 while self._wanted() and (self._listening or time.monotonic() < until):
-                    self._hear(pubsub.get_message(timeout=_POLL))
-            except RedisError as error:
+                    self._hear(pulse.heard(self._message(pubsub)))
+                    if pulse.ask():
+                        pubsub.ping()
+                    if pulse.lost() or _moved(pubsub):
+                        self._broken(redis.ConnectionError(_LOST))
+                        break
+            except self._driver.any as error:
                 self._broken(error)
             finally:
-                with contextlib.suppress(RedisError):
+                with contextlib.suppress(self._driver.any):
                     pubsub.close()
+
+    def _message(self, pubsub: Any) -> Any:
+        try:
+            return pubsub.get_message(timeout=_POLL)
+        except self._driver.response as error:
+            if not self._listening:
+                raise
+            return _refused(error)
 
     def _wanted(self) -> bool:
         with self._changed:
@@ -141,7 +161,7 @@ class ThreadWakeups:
                 if grant in self._inboxes:
                     self._inboxes[grant].put(heard)
 
-    def _broken(self, error: RedisError) -> None:
+    def _broken(self, error: Exception) -> None:
         with self._changed:
             self._listening, self._failure = False, error
             self._changed.notify_all()
@@ -152,6 +172,7 @@ class TaskWakeups:
     """The connection, read by a task."""
 
     def __init__(self, client: redis.asyncio.Redis, keyspace: Keyspace) -> None:
+        self._driver = driver_of(client, tasks=True)
         self._client = client
         self._channel = keyspace.channel(secrets.token_hex(8))
         self._inboxes: dict[str, asyncio.Queue[Wakeup]] = {}
@@ -159,7 +180,7 @@ class TaskWakeups:
         self._closing = False
         self._changed = asyncio.Condition()
         self._listening = False
-        self._failure: RedisError | None = None
+        self._failure: Exception | None = None
 
     async def enter(self, grant: str, seconds: float) -> str | None:
         """Listen for a grant, and return the channel once it is subscribed to; ``None`` if late."""
@@ -171,7 +192,7 @@ class TaskWakeups:
             async with asyncio.timeout(min(seconds, _CONFIRM)), self._changed:
                 await self._changed.wait_for(lambda: self._listening or self._failure)
         if not self._listening and self._failure is not None:
-            raise refusal(self._failure, sent=False) from self._failure
+            raise unreached(self._failure, self._client.connection_pool) from self._failure
         return self._channel if self._listening else None
 
     async def wait(self, grant: str, seconds: float) -> Wakeup | None:
@@ -203,20 +224,35 @@ class TaskWakeups:
                 pubsub = self._client.pubsub()
                 try:
                     await pubsub.subscribe(self._channel)
+                    pulse = _Pulse()
                     idle, until = 0.0, time.monotonic() + _CONFIRM
                     while (self._inboxes or idle < _IDLE) and not self._closing:
-                        await self._hear(await pubsub.get_message(timeout=_POLL))
+                        await self._hear(pulse.heard(await self._message(pubsub)))
+                        if pulse.ask():
+                            await pubsub.ping()
+                        if pulse.lost() or _moved(pubsub):
+                            lost = redis.ConnectionError(_LOST)
+                            await self._tell(listening=False, failure=lost)
+                            break
                         idle = 0.0 if self._inboxes else idle + _POLL
                         if not self._listening and time.monotonic() > until:
                             break
-                except RedisError as error:
+                except self._driver.any as error:
                     await self._tell(listening=False, failure=error)
                     await asyncio.sleep(_BROKEN)
                 finally:
-                    with contextlib.suppress(RedisError):
+                    with contextlib.suppress(self._driver.any):
                         await pubsub.aclose()
         finally:
             self._task, self._listening = None, False
+
+    async def _message(self, pubsub: Any) -> Any:
+        try:
+            return await pubsub.get_message(timeout=_POLL)
+        except self._driver.response as error:
+            if not self._listening:
+                raise
+            return _refused(error)
 
     async def _hear(self, message: Any) -> None:
         if message is None:
@@ -230,7 +266,46 @@ class TaskWakeups:
             if grant in self._inboxes:
                 self._inboxes[grant].put_nowait(heard)
 
-    async def _tell(self, *, listening: bool, failure: RedisError | None = None) -> None:
+    async def _tell(self, *, listening: bool, failure: Exception | None = None) -> None:
         async with self._changed:
             self._listening, self._failure = listening, failure
             self._changed.notify_all()
+
+
+class _Pulse:
+    """Tells a connection on which there is no news from one that is dead without a word."""
+
+    def __init__(self) -> None:
+        self._heard = self._asked = time.monotonic()
+
+    def heard(self, message: Any) -> Any:
+        """Take in what was heard, if anything was, and return it."""
+        if message is not None:
+            self._heard = time.monotonic()
+        return message
+
+    def ask(self) -> bool:
+        """Whether the server is to be asked now for a sign of life."""
+        if time.monotonic() - max(self._heard, self._asked) < _PING:
+            return False
+        self._asked = time.monotonic()
+        return True
+
+    def lost(self) -> bool:
+        """Whether it has been asked, and gave none."""
+        return self._asked > self._heard and time.monotonic() - self._asked > _CONFIRM
+
+
+def _refused(error: Exception) -> dict[str, Any]:
+    # To a user who may not send PING: that is an answer as well.
+    return {"type": "pong", "data": str(error)}
+
+
+def _moved(pubsub: Any) -> bool:
+    """Whether another connection has been led to another primary since this one was made.
+
+    The one before may be cut off, or a replica now: it is not heard when a lease is handed on.
+    """
+    primary = getattr(pubsub.connection_pool, "master_address", None)
+    connection = pubsub.connection
+    return bool(primary and connection and (connection.host, connection.port) != primary)

@@ -18,10 +18,11 @@ from typing import Any
 
 import redis
 import redis.asyncio
-from redis.exceptions import MaxConnectionsError, NoScriptError, RedisError, ResponseError
+from redis.exceptions import NoScriptError, RedisError
 
+from fencer._drivers import Driver, driver_of
 from fencer._kept import AsyncLine, Kept, Line, kept_of
-from fencer._refusals import refusal
+from fencer._refusals import refusal, unreached
 from fencer._steps import (
     Batch,
     Call,
@@ -37,7 +38,7 @@ from fencer._steps import (
     text,
 )
 from fencer._wakeups import TaskWakeups, ThreadWakeups
-from fencer.errors import InvalidArgument, StoreError, StoreUnavailable
+from fencer.errors import StoreError, StoreUnavailable
 
 _FREE_SECONDS = 5.0
 """How long a call waits for a free connection of a pool that is bounded."""
@@ -55,8 +56,7 @@ class Wire:
     """
 
     def __init__(self, client: redis.Redis, wakeups: ThreadWakeups | None = None) -> None:
-        if not isinstance(client, redis.Redis):
-            raise InvalidArgument(_wanted("redis.Redis", client))
+        self.driver = driver_of(client, tasks=False)
         self.client = client
         self._wakeups = wakeups
         self._kept = kept_of(client.connection_pool, Line)
@@ -101,22 +101,23 @@ class Wire:
             line = None
         if line is None:
             with self._lent(call.script.name, kept) as connection:
-                return _answer(connection, call)
+                return _answer(connection, call, self.driver)
         try:
             try:
                 reply = line.ask(call.packed or _pack(line, call))
             except NoScriptError:
                 line.send_command(*_by_body(call))
                 reply = line.read_response()
-        except ResponseError as error:
-            kept.put(line)
-            raise refusal(error, call.script.name) from error
         except BaseException as error:
-            line.connection.disconnect()
-            kept.pool.release(kept.end(line))
-            if isinstance(error, RedisError):
-                raise refusal(error, call.script.name) from error
-            raise
+            refused = refusal(error, call.script.name) if isinstance(error, RedisError) else None
+            if refused is None or isinstance(refused, StoreUnavailable):
+                line.connection.disconnect()
+                kept.pool.release(kept.end(line))
+            else:
+                kept.put(line)
+            if refused is None:
+                raise
+            raise refused from error
         kept.put(line)
         return reply
 
@@ -137,15 +138,20 @@ class Wire:
             with self._lent("renew") as connection:
                 commands = connection.pack_commands([_by_sha(call) for call in batch.calls])
                 connection.send_packed_command(commands)
-                for _ in batch.calls:
+                patience = min(batch.timeout, connection.socket_timeout or batch.timeout)
+                for call in batch.calls:
                     try:
-                        outcomes.append(connection.read_response(timeout=batch.timeout))
-                    except ResponseError as error:
+                        outcomes.append(self.driver.reply(connection, patience))
+                    except self.driver.response as error:
+                        if isinstance(_told(error, call), StoreUnavailable):
+                            raise  # It would refuse the rest as well.
                         outcomes.append(error)
         except StoreError as error:
             outcomes += [error] * (len(batch.calls) - len(outcomes))
         return [
-            self._again(call) if isinstance(outcome, NoScriptError) else _told(outcome, call)
+            self._again(call)
+            if isinstance(outcome, self.driver.no_script)
+            else _told(outcome, call)
             for call, outcome in zip(batch.calls, outcomes, strict=True)
         ]
 
@@ -162,7 +168,7 @@ class Wire:
             script: what is called; ``None`` for what changes nothing.
             kept: where the connection may stay afterwards, instead of going back.
         """
-        return _Loan(self.client.connection_pool, script, kept)
+        return _Loan(self.client.connection_pool, self.driver, script, kept)
 
     def close(self) -> None:
         """Give the kept connection back."""
@@ -174,23 +180,25 @@ class Wire:
 class _Loan:
     """A connection lent by a `Wire`. A class, for a generator takes as long as all the rest."""
 
-    __slots__ = ("_connection", "_kept", "_pool", "_script")
+    __slots__ = ("_connection", "_driver", "_kept", "_pool", "_script")
 
-    def __init__(self, pool: Any, script: str | None, kept: Kept[Line] | None) -> None:
-        self._pool, self._script, self._kept = pool, script, kept
+    def __init__(
+        self, pool: Any, driver: Driver, script: str | None, kept: Kept[Line] | None
+    ) -> None:
+        self._pool, self._driver, self._script, self._kept = pool, driver, script, kept
 
     def __enter__(self) -> Any:
         until = time.monotonic() + _FREE_SECONDS
         while True:
             try:
-                self._connection = self._pool.get_connection()
+                self._connection = self._driver.connection(self._pool)
                 return self._connection
-            except MaxConnectionsError as error:
+            except self._driver.full as error:
                 if time.monotonic() > until:
-                    raise refusal(error, self._script, sent=False) from error
+                    raise unreached(error, self._pool) from error
                 time.sleep(0.002)
-            except RedisError as error:
-                raise refusal(error, self._script, sent=False) from error
+            except self._driver.any as error:
+                raise unreached(error, self._pool) from error
 
     def __exit__(
         self,
@@ -199,20 +207,24 @@ class _Loan:
         trace: TracebackType | None,
     ) -> None:
         connection = self._connection
-        if error is not None and not isinstance(error, RedisError):
-            connection.disconnect()  # A reply that nobody reads must not meet the next request.
+        refused = None
+        if isinstance(error, self._driver.any):
+            refused = refusal(error, self._script, sent=self._script is not None)
+        if error is not None and (refused is None or isinstance(refused, StoreUnavailable)):
+            # A reply that nobody reads must not meet the next request. And where this one was
+            # turned away, somebody elsewhere may serve it.
+            connection.disconnect()
         if error is not None or self._kept is None or not self._kept.keep(connection):
             self._pool.release(connection)
-        if isinstance(error, RedisError):
-            raise refusal(error, self._script, sent=self._script is not None) from error
+        if refused is not None:
+            raise refused from error
 
 
 class AsyncWire:
     """The same on ``redis.asyncio``; the comments of `Wire` hold here, too."""
 
     def __init__(self, client: redis.asyncio.Redis, wakeups: TaskWakeups | None = None) -> None:
-        if not isinstance(client, redis.asyncio.Redis):
-            raise InvalidArgument(_wanted("redis.asyncio.Redis", client))
+        self.driver = driver_of(client, tasks=True)
         self.client = client
         self._wakeups = wakeups
         # Thousands of tasks would otherwise open thousands of connections.
@@ -259,22 +271,23 @@ class AsyncWire:
             line = None
         if line is None:
             async with self._lent(call.script.name, kept, call.confirm) as connection:
-                return await _async_answer(connection, call)
+                return await _async_answer(connection, call, self.driver)
         try:
             try:
                 reply = await line.ask(call.packed or _pack(line, call))
             except NoScriptError:
                 await line.send_command(*_by_body(call))
                 reply = await line.read_response()
-        except ResponseError as error:
-            kept.put(line)
-            raise refusal(error, call.script.name) from error
         except BaseException as error:
-            await line.connection.disconnect(nowait=True)
-            await kept.pool.release(kept.end(line))
-            if isinstance(error, RedisError):
-                raise refusal(error, call.script.name) from error
-            raise
+            refused = refusal(error, call.script.name) if isinstance(error, RedisError) else None
+            if refused is None or isinstance(refused, StoreUnavailable):
+                await line.connection.disconnect(nowait=True)
+                await kept.pool.release(kept.end(line))
+            else:
+                kept.put(line)
+            if refused is None:
+                raise
+            raise refused from error
         kept.put(line)
         return reply
 
@@ -296,10 +309,12 @@ class AsyncWire:
             async with asyncio.timeout(batch.timeout), self._lent("renew") as connection:
                 commands = connection.pack_commands([_by_sha(call) for call in batch.calls])
                 await connection.send_packed_command(commands)
-                for _ in batch.calls:
+                for call in batch.calls:
                     try:
                         outcomes.append(await connection.read_response())
-                    except ResponseError as error:
+                    except self.driver.response as error:
+                        if isinstance(_told(error, call), StoreUnavailable):
+                            raise
                         outcomes.append(error)
         except TimeoutError:
             late = StoreUnavailable("the server did not answer in time", maybe_applied=True)
@@ -307,7 +322,9 @@ class AsyncWire:
         except StoreError as error:
             outcomes += [error] * (len(batch.calls) - len(outcomes))
         return [
-            await self._again(call) if isinstance(outcome, NoScriptError) else _told(outcome, call)
+            await self._again(call)
+            if isinstance(outcome, self.driver.no_script)
+            else _told(outcome, call)
             for call, outcome in zip(batch.calls, outcomes, strict=True)
         ]
 
@@ -324,7 +341,7 @@ class AsyncWire:
         confirm: Confirm | None = None,
     ) -> _AsyncLoan:
         at_once = self._at_once if confirm is None else self._confirming
-        return _AsyncLoan(self.client.connection_pool, script, kept, at_once)
+        return _AsyncLoan(self.client.connection_pool, self.driver, script, kept, at_once)
 
     async def close(self) -> None:
         """Give the kept connection back."""
@@ -334,16 +351,18 @@ class AsyncWire:
 
 
 class _AsyncLoan:
-    __slots__ = ("_at_once", "_cancelling", "_connection", "_kept", "_pool", "_script")
+    __slots__ = ("_at_once", "_cancelling", "_connection", "_driver", "_kept", "_pool", "_script")
 
     def __init__(
         self,
         pool: Any,
+        driver: Driver,
         script: str | None,
         kept: Kept[AsyncLine] | None,
         at_once: asyncio.Semaphore,
     ) -> None:
-        self._pool, self._script, self._kept, self._at_once = pool, script, kept, at_once
+        self._pool, self._driver, self._script = pool, driver, script
+        self._kept, self._at_once = kept, at_once
 
     async def __aenter__(self) -> Any:
         self._cancelling = _cancellations()
@@ -359,13 +378,13 @@ class _AsyncLoan:
         until = time.monotonic() + _FREE_SECONDS
         while True:
             try:
-                return await self._pool.get_connection()
-            except MaxConnectionsError as error:
+                return await self._driver.connection(self._pool)
+            except self._driver.full as error:
                 if time.monotonic() > until:
-                    raise refusal(error, self._script, sent=False) from error
+                    raise unreached(error, self._pool) from error
                 await asyncio.sleep(0.002)
-            except RedisError as error:
-                raise refusal(error, self._script, sent=False) from error
+            except self._driver.any as error:
+                raise unreached(error, self._pool) from error
 
     async def __aexit__(
         self,
@@ -374,15 +393,18 @@ class _AsyncLoan:
         trace: TracebackType | None,
     ) -> None:
         connection = self._connection
+        refused = None
+        if isinstance(error, self._driver.any):
+            refused = refusal(error, self._script, sent=self._script is not None)
         try:
-            if error is not None and not isinstance(error, RedisError):
+            if error is not None and (refused is None or isinstance(refused, StoreUnavailable)):
                 await connection.disconnect(nowait=True)
             if error is not None or self._kept is None or not self._kept.keep(connection):
                 await self._pool.release(connection)
         finally:
             self._at_once.release()
-        if isinstance(error, RedisError):
-            raise refusal(error, self._script, sent=self._script is not None) from error
+        if refused is not None:
+            raise refused from error
         if error is None and _cancellations() > self._cancelling:
             # wait_for, in the driver, swallows a cancellation that comes with its result.
             raise asyncio.CancelledError
@@ -393,24 +415,26 @@ def _cancellations() -> int:
     return task.cancelling() if task else 0
 
 
-def _answer(connection: Any, call: Call) -> Any:
+def _answer(connection: Any, call: Call, driver: Driver) -> Any:
     try:
         connection.send_packed_command(call.packed or _pack(connection, call))
         reply = connection.read_response()
-    except NoScriptError:
+    except driver.no_script:
         connection.send_command(*_by_body(call))
         reply = connection.read_response()
-    return reply if call.confirm is None else confirmed(connection, call.confirm, reply)
+    return reply if call.confirm is None else confirmed(connection, call.confirm, reply, driver)
 
 
-async def _async_answer(connection: Any, call: Call) -> Any:
+async def _async_answer(connection: Any, call: Call, driver: Driver) -> Any:
     try:
         await connection.send_packed_command(call.packed or _pack(connection, call))
         reply = await connection.read_response()
-    except NoScriptError:
+    except driver.no_script:
         await connection.send_command(*_by_body(call))
         reply = await connection.read_response()
-    return reply if call.confirm is None else await confirmed_async(connection, call.confirm, reply)
+    if call.confirm is None:
+        return reply
+    return await confirmed_async(connection, call.confirm, reply, driver)
 
 
 def _pack(connection: Any, call: Call) -> list[bytes]:
@@ -420,7 +444,7 @@ def _pack(connection: Any, call: Call) -> list[bytes]:
     return packed
 
 
-def confirmed(connection: Any, confirm: Confirm, reply: Any) -> Confirmed:
+def confirmed(connection: Any, confirm: Confirm, reply: Any, driver: Driver) -> Confirmed:
     """Ask what is to be asked after a script, on its connection. For every wire that blocks."""
     if text(reply[0]) != confirm.status:
         return Confirmed(reply, None)
@@ -428,13 +452,15 @@ def confirmed(connection: Any, confirm: Confirm, reply: Any) -> Confirmed:
     answers: list[Any] = []
     for _ in confirm.questions:
         try:
-            answers.append(connection.read_response(timeout=_patience(connection, confirm)))
-        except ResponseError as error:
+            answers.append(driver.reply(connection, _patience(connection, confirm)))
+        except driver.response as error:
             answers.append(refusal(error))
     return Confirmed(reply, answers)
 
 
-async def confirmed_async(connection: Any, confirm: Confirm, reply: Any) -> Confirmed:
+async def confirmed_async(
+    connection: Any, confirm: Confirm, reply: Any, driver: Driver
+) -> Confirmed:
     """The same for every wire that awaits."""
     if text(reply[0]) != confirm.status:
         return Confirmed(reply, None)
@@ -443,11 +469,11 @@ async def confirmed_async(connection: Any, confirm: Confirm, reply: Any) -> Conf
     for _ in confirm.questions:
         try:
             answer = await connection.read_response(timeout=_patience(connection, confirm))
-        except ResponseError as error:
+        except driver.response as error:
             answer = refusal(error)
         if answer is None:  # The driver's way to say that nothing came, with the reply unread.
             await connection.disconnect(nowait=True)
-            raise redis.TimeoutError("nothing was heard of what a script has done")
+            raise StoreUnavailable("nothing was heard of how safe a grant is", maybe_applied=True)
         answers.append(answer)
     return Confirmed(reply, answers)
 
@@ -466,11 +492,6 @@ def _by_body(call: Call) -> tuple[Any, ...]:
 
 
 def _told(outcome: Any, call: Call) -> Any:
-    return refusal(outcome, call.script.name) if isinstance(outcome, RedisError) else outcome
-
-
-def _wanted(kind: str, client: object) -> str:
-    return (
-        f"a {kind} client is wanted here, not {type(client).__module__}.{type(client).__name__}; "
-        "fencer.connect(url) makes one for threads, fencer.connect_async(url) one for asyncio"
-    )
+    if isinstance(outcome, StoreError) or not isinstance(outcome, Exception):
+        return outcome
+    return refusal(outcome, call.script.name)

@@ -21,13 +21,13 @@ from redis.backoff import NoBackoff
 
 from fencer import _check
 from fencer._announce import checked
-from fencer._client import BaseFencer, Tokens, from_url, server_url
-from fencer._cluster import from_cluster_url, is_cluster_url
+from fencer._client import BaseFencer, Tokens
 from fencer._drive import AsyncDoer, run_async, to_the_end
 from fencer._keeping import TaskKeeping
 from fencer._lease import BaseLease, State
 from fencer._protocol import Granted, Protocol
 from fencer._steps import Steps
+from fencer._urls import from_url, sentinels_of, server_url
 from fencer._wire import AsyncWire
 from fencer._wires import AsyncClient, async_wakeups_for, async_wire_for
 from fencer.durability import Durability
@@ -335,10 +335,7 @@ def connect_async(
     with contextlib.ExitStack() as opened:
         address = server_url(url, opened)
         options = {"retry": Retry(NoBackoff(), 0), **driver}
-        if is_cluster_url(address):
-            client = from_cluster_url(redis.asyncio.cluster, address, options)
-        else:
-            client = from_url(redis.asyncio.Redis.from_url, address, options)
+        client = from_url(redis.asyncio, address, options)
         fencer = AsyncFencer(
             client,
             namespace=namespace,
@@ -350,5 +347,6 @@ def connect_async(
             durability=durability,
         )
         fencer._opened.callback(opened.pop_all().close)
-        fencer._opened.push_async_callback(client.aclose)
+        for each in (client, *sentinels_of(client)):
+            fencer._opened.push_async_callback(each.aclose)
     return fencer

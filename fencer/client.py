@@ -16,13 +16,13 @@ from redis.retry import Retry
 
 from fencer import _check
 from fencer._announce import checked
-from fencer._client import BaseFencer, Tokens, from_url, server_url
-from fencer._cluster import from_cluster_url, is_cluster_url
+from fencer._client import BaseFencer, Tokens
 from fencer._drive import Doer, run
 from fencer._keeping import ThreadKeeping
 from fencer._lease import BaseLease, State
 from fencer._protocol import Granted, Protocol
 from fencer._steps import Steps
+from fencer._urls import from_url, sentinels_of, server_url
 from fencer._wire import Wire
 from fencer._wires import Client, wakeups_for, wire_for
 from fencer.durability import Durability
@@ -182,8 +182,9 @@ class Fencer(BaseFencer):
     """Leases with fencing tokens on a Redis or Valkey server or Cluster. Any thread may use it.
 
     Args:
-        client: a ``redis.Redis`` or ``redis.cluster.RedisCluster``; its connections are shared, and
-            it stays yours to close.
+        client: a ``redis.Redis``, also one of ``Sentinel.master_for(...)``, or valkey-py's
+            equivalent, or a ``redis.cluster.RedisCluster``; its connections are shared, and it
+            stays yours to close.
         namespace: how the keys begin: ``fencer:{orders}:lock``.
         hash_tag: ``False`` leaves the braces out of the keys. This excludes Cluster.
         holder: the readable id shown to operators, at most 255 bytes; by default host, process and
@@ -424,10 +425,12 @@ def connect(
     """Return a client for the server at a URL. Nothing is sent before it is used.
 
     Args:
-        url: ``redis://``, ``rediss://`` or ``unix://`` as redis-py reads them, or some nodes of a
-            Cluster, ``redis+cluster://host:port,host:port`` (``rediss+cluster://`` over TLS); by
-            default what the environment variable ``FENCER_URL`` says. ``"embedded:"`` starts a
-            private server that ends with the client, for demos, tests and development.
+        url: ``redis://``, ``rediss://`` or ``unix://`` as redis-py reads them; some sentinels and a
+            service, ``redis+sentinel://host:26379,host2:26379/service``; or some nodes of a
+            Cluster, ``redis+cluster://host:port,host:port``; the latter two over TLS as
+            ``rediss+...``. By default what the environment variable ``FENCER_URL`` says.
+            ``"embedded:"`` starts a private server that ends with the client, for demos, tests and
+            development.
         namespace: as for `Fencer`, like all that follow.
         hash_tag: whether keys have braces.
         holder: the readable id shown to operators.
@@ -447,11 +450,9 @@ def connect(
         address = server_url(url, opened)
         # Scripts are repeated by fencer._protocol, and so by nobody else.
         options = {"retry": Retry(NoBackoff(), 0), **driver}
-        if is_cluster_url(address):
-            client = from_cluster_url(redis.cluster, address, options)
-        else:
-            client = from_url(redis.Redis.from_url, address, options)
-        opened.callback(client.close)
+        client = from_url(redis, address, options)
+        for each in (client, *sentinels_of(client)):
+            opened.callback(each.close)
         fencer = Fencer(
             client,
             namespace=namespace,

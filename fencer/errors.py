@@ -9,7 +9,7 @@
     ├── NotDurable                          not safe enough in time; a grant was given back
     ├── ServerFailed                        the embedded server did not start or stop
     └── StoreError                          the server refused; nothing changed
-        ├── StoreUnavailable                no answer; see ``maybe_applied``
+        ├── StoreUnavailable                an outage; see ``maybe_applied``
         └── ScriptError                     a script failed; nothing changed unless it says so
 
 Messages are built from the attributes, so that a handler can use either. The driver's exception,
@@ -192,11 +192,16 @@ class StoreError(FencerError):
 
 
 class StoreUnavailable(StoreError):
-    """No answer came: the server cannot be reached, is loading, or the connection was cut.
+    """An outage, which may pass: the server cannot be reached, or cannot serve now.
+
+    No answer came, or one that belongs to a failover or a start: ``READONLY`` from a server that is
+    a replica (now), ``LOADING``, ``MASTERDOWN``, ``NOREPLICAS``, ``CLUSTERDOWN``. Whoever waits in
+    line, keeps a lease alive or campaigns tries on by itself.
 
     Attributes:
-        maybe_applied: ``False`` if nothing was sent, so that nothing changed; ``True`` if the
-            request may have been carried out though its reply was lost.
+        code: the server's word for it, if it did answer; else "".
+        maybe_applied: ``False`` if nothing was sent, or the server refused, so that nothing
+            changed; ``True`` if the request may have been carried out though its reply was lost.
     """
 
     def __init__(self, message: str, *, maybe_applied: bool, code: str = "") -> None:

@@ -2,6 +2,7 @@
 
 pytest_plugins = [
     "tests.fix_servers",
+    "tests.fix_sentinel",
     "tests.fix_api",
     "tests.fix_cluster",
     "tests.fix_sql",

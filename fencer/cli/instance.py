@@ -16,8 +16,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from fencer import _check, _durations
-from fencer._client import from_url
-from fencer._cluster import from_cluster_url, is_cluster_url
+from fencer._urls import from_url, sentinels_of
 from fencer.cli import show
 from fencer.cli.options import HashTag, Namespace, Url
 from fencer.client import connect
@@ -129,11 +128,9 @@ def instance(
         data = store.client
         if data_url is not None:
             options = {"retry": Retry(NoBackoff(), 0), "socket_timeout": patience}
-            if is_cluster_url(data_url):
-                data = from_cluster_url(redis.cluster, data_url, options)
-            else:
-                data = from_url(redis.Redis.from_url, data_url, options)
-            opened.callback(data.close)
+            data = from_url(redis, data_url, options)
+            for each in (data, *sentinels_of(data)):
+                opened.callback(each.close)
         record = None if events is None else opened.enter_context(_appending(events))
         _log_to_stderr()
         Instance(store, data, settings, record).run()

@@ -19,7 +19,8 @@ Url = Annotated[
         "--url",
         envvar="FENCER_URL",
         metavar="URL",
-        help="The server: redis://, rediss://, unix:// or redis+cluster://.",
+        help="The server: redis://, rediss://, unix://, redis+cluster:// or "
+        "redis+sentinel://HOST:26379/SERVICE.",
     ),
 ]
 

@@ -74,9 +74,10 @@ class Node:
         """
         try:
             return Wire(self.client).command(words)
-        except StoreUnavailable:
-            raise
         except StoreError as error:
+            # With a code it is a refusal, if one that passes; but what loads answers nothing.
+            if isinstance(error, StoreUnavailable) and error.code in ("", "LOADING"):
+                raise
             raise not_seen(str(words[0]), error) from error
 
     def info(self, section: str) -> dict[str, str]:

@@ -280,9 +280,9 @@ def saved(store: Store) -> Store:
 
 
 @pytest.fixture(scope="module")
-def debugging(shared_server: Server) -> dict[str, str]:
+def debugging(lasting_server: Server) -> dict[str, str]:
     """The setting that allows ``DEBUG``; Redis 6.2 always does, and does not know it."""
-    with redis.Redis.from_url(shared_server.unix_url) as client:
+    with redis.Redis.from_url(lasting_server.unix_url) as client:
         version = str(client.info("server")["redis_version"])
     return {} if version.startswith("6.") else {"enable-debug-command": "yes"}
 
