@@ -106,13 +106,17 @@ class _Request:
 
 @dataclass(slots=True)
 class _Seen:
-    """What an acquire has seen last: who holds the lease, and the own place in line."""
+    """What an acquire has seen last: who holds the lease, and the own place in line.
+
+    And whether a join of this wait has found no answer, so that it may yet arrive.
+    """
 
     holder: str
     look: float
     report: bool
     remaining: float | None = 0.0
     place: int | None = None
+    doubtful: bool = False
 
     def patience(self) -> float:
         """Seconds after which to look at the lease if nothing is heard."""
@@ -227,6 +231,7 @@ class Protocol:
         self, ask_for: _Request, seen: _Seen, begun: float, until: float
     ) -> Steps[Granted | None]:
         """Stay in line until the lease is granted; ``None`` if the place was lost."""
+        seen.doubtful = False
         try:
             try:
                 return (yield from self._stand_in_line(ask_for, seen, begun, until))
@@ -235,7 +240,12 @@ class Protocol:
                     yield Leave(ask_for.grant)
         except BaseException as error:
             if not isinstance(error, GeneratorExit):
-                yield from self._cancel(self.release_call(ask_for))
+                cancel = self.release_call(ask_for)
+                yield from self._cancel(cancel)
+                if seen.doubtful:
+                    # A join without an answer may yet arrive. A cancel of who is in line only takes
+                    # it out; the second one is put on record, and so the late join is refused.
+                    yield from self._cancel(cancel)
             raise
 
     def _stand_in_line(
@@ -302,7 +312,12 @@ class Protocol:
         # In line, and where it is asked again, the grant may have been made before: such a call
         # writes nothing as a rule, and a question after it would be answered for nothing.
         sure = self._confirm("GRANTED", ask_for.ttl_ms / 2000) if waiting == "no" else None
-        reply, answers, doubtful = yield from _ask(_with(call, sure))
+        try:
+            reply, answers, doubtful = yield from _ask(_with(call, sure))
+        except StoreUnavailable as error:
+            seen.doubtful = seen.doubtful or (waiting == "join" and error.maybe_applied)
+            raise
+        seen.doubtful = seen.doubtful or (waiting == "join" and doubtful)
         seen.place = None
         match reply:
             case ["GRANTED", token, since_ms]:

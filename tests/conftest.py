@@ -8,4 +8,5 @@ pytest_plugins = [
     "tests.fix_sql",
     "tests.fix_s3",
     "tests.faults.clock",
+    "tests.faults.history",
 ]

@@ -22,10 +22,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import combinations, pairwise
+from itertools import pairwise
 from math import inf
 
 from fencer.drill.record import Event, Record, Term
+from fencer.drill.rules import falls, overlaps, shared
 from fencer.drill.spans import Span, Spans
 
 CALLBACK = 0.25
@@ -98,9 +99,9 @@ Seen = Iterator[tuple[float, str]]
 def _one_believer(record: Record, expected: Expected) -> Seen:
     if expected.forgets:
         return
-    for one, other in combinations(record.terms(), 2):
-        begun, ended = max(one.begun, other.begun), min(one.ended, other.ended)
-        if begun < ended and not any(_stopped(record, term, ended) for term in (one, other)):
+    terms = [(term, Spans([term.span])) for term in record.terms()]
+    for one, other, (begun, ended) in overlaps(terms):
+        if not any(_stopped(record, term, ended) for term in (one, other)):
             yield (
                 begun,
                 (
@@ -140,27 +141,14 @@ def _no_stale_write(record: Record, expected: Expected) -> Seen:
                     f"{before.who} with {before.token}"
                 ),
             )
-    writers: dict[int, str] = {}
-    for write in record.writes:
-        if writers.setdefault(write.token, write.who) != write.who:
-            yield (
-                record.end,
-                f"{writers[write.token]} and {write.who} both wrote with token {write.token}",
-            )
+    for token, one, other in shared((write.token, write.who) for write in record.writes):
+        yield record.end, f"{one} and {other} both wrote with token {token}"
     # The same by the writers' own clocks: it holds even where the data were lost.
-    jobs = sorted((event for event in record.each("job") if event.outcome == "ok"), key=_begun)
-    ended = sorted(jobs, key=lambda job: job.ended)
-    newest: Event | None = None
-    for job in jobs:
-        while ended and ended[0].ended < job.begun:
-            done = ended.pop(0)
-            if newest is None or (done.token or 0) > (newest.token or 0):
-                newest = done
-        if newest is not None and (job.token or 0) < (newest.token or 0):
-            yield (
-                job.ended,
-                f"{job.who} wrote with token {job.token} after {newest.who} with {newest.token}",
-            )
+    for newest, job in falls(job for job in record.each("job") if job.outcome == "ok"):
+        yield (
+            job.ended,
+            f"{job.who} wrote with token {job.token} after {newest.who} with {newest.token}",
+        )
 
 
 def _dead_is_dead(record: Record, expected: Expected) -> Seen:

@@ -39,6 +39,7 @@ class Event:
         outcome: ``ok``; ``refused`` by a guard; ``failed``, it did not happen; or ``unknown``.
         token: the fencing token that it is about.
         note: a reason, or what an error said.
+        name, grant: the lease's, where a record is about several.
     """
 
     who: str
@@ -48,6 +49,8 @@ class Event:
     outcome: Outcome = "ok"
     token: int | None = None
     note: str = ""
+    name: str = ""
+    grant: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,9 +26,9 @@ PATIENT = Fsynced(timeout=60.0)
 
 
 @pytest.fixture(scope="module")
-def known(shared_server: Server) -> tuple[str, tuple[int, ...]]:
+def known(lasting_server: Server) -> tuple[str, tuple[int, ...]]:
     """Which server it is, and of which version."""
-    with redis.Redis.from_url(shared_server.unix_url) as client:
+    with redis.Redis.from_url(lasting_server.unix_url) as client:
         connection = client.connection_pool.get_connection()
         connection.send_command("INFO", "server")
         found = _known(connection.read_response())

@@ -16,6 +16,9 @@ import pytest
 import redis
 
 import fencer
+from fencer import _clock
+from fencer.drill.record import Event
+from tests.faults.history import History
 from tests.fix_api import Blocking, Connect
 
 
@@ -70,8 +73,16 @@ class Candidate:
         twin: the object itself; in callbacks, return what its methods return.
     """
 
-    def __init__(self, client: Any, diary: Diary, during: dict[str, Any], **options: Any) -> None:
+    def __init__(
+        self,
+        client: Any,
+        diary: Diary,
+        during: dict[str, Any],
+        history: History | None = None,
+        **options: Any,
+    ) -> None:
         self.client = client
+        self._history = history
         self.name = options.pop("name", "lead")
         self.who = client.holder
         self.asyncio = isinstance(client, Blocking)
@@ -105,6 +116,7 @@ class Candidate:
         def call(argument: Any) -> Any:
             entry = Entry(self.who, name, argument, time.monotonic())
             self._diary.entries.append(entry)
+            self._tell(name, argument)
             result = None
             try:
                 result = inner(self, argument) if inner is not None else None
@@ -114,6 +126,15 @@ class Candidate:
             return self._awaited(entry, result) if inspect.isawaitable(result) else result
 
         return call
+
+    def _tell(self, callback: str, argument: Any) -> None:
+        """Have the record tell of a term's begin, and of its end."""
+        now = _clock.now()
+        token = getattr(argument, "token", None)
+        what = {"on_elected": "elected", "on_lost": "stopped"}.get(callback)
+        if what and self._history:
+            name = f"the election {self.name!r}"
+            self._history.tell(Event(self.who, what, now, now, "ok", token, "", name))
 
     async def _awaited(self, entry: Entry, result: Any) -> None:
         try:
@@ -138,7 +159,9 @@ def diary() -> Diary:
 
 
 @pytest.fixture
-def elect(connect: Connect, redis_client: redis.Redis, diary: Diary) -> Iterator[Elect]:
+def elect(
+    connect: Connect, redis_client: redis.Redis, diary: Diary, history: History
+) -> Iterator[Elect]:
     """A maker of candidates; without a URL, on the shared server, which is empty at first."""
     with ExitStack() as opened:
 
@@ -148,7 +171,7 @@ def elect(connect: Connect, redis_client: redis.Redis, diary: Diary) -> Iterator
             client = connect(url, holder=who, socket_timeout=2.0)
             during = {key: options.pop(key) for key in list(options) if key.startswith("on_")}
             options = {"ttl": 1.0, "retry_interval": 0.25, **options}
-            candidate = Candidate(client, diary, during, **options)
+            candidate = Candidate(client, diary, during, history, **options)
             opened.callback(candidate.election.stop, timeout=10)
             if start:
                 candidate.election.start()
@@ -177,3 +200,8 @@ def leader_of(*candidates: Candidate) -> Candidate:
 def waiting(candidate: Candidate, count: int) -> None:
     """Wait until so many are in line."""
     eventually(lambda: candidate.client.inspect(candidate.name).waiters == count)
+
+
+@pytest.fixture(autouse=True)
+def judged(history: History) -> None:
+    """The record of this test must keep every rule: see `tests.faults.history`."""

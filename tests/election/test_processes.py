@@ -15,6 +15,7 @@ import pytest
 import fencer
 from fencer.embedded import Server
 from tests.election.conftest import eventually
+from tests.faults.record import BEGIN
 
 THREADS = """
 import os, signal, sys, time
@@ -50,7 +51,7 @@ async def lead():
 @contextmanager
 def running(script: str, server: Server) -> Iterator[subprocess.Popen[str]]:
     with subprocess.Popen(
-        [sys.executable, "-c", script, server.unix_url],
+        [sys.executable, "-c", BEGIN + script, server.unix_url],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -144,6 +144,7 @@ def test_a_loss_is_told_before_another_is_elected(
     diary.check()
 
 
+@pytest.mark.may_break("S10", why="a revoked leader hears of it when it renews")
 def test_a_revoked_leader_steps_down(
     elect: Elect, diary: Diary, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -246,6 +246,7 @@ def test_a_grant_that_comes_after_its_bare_token(
         guard.check(rival(lease))
 
 
+@pytest.mark.may_break("S4", why="the lock key is deleted while its holder believes")
 def test_an_announced_token_shuts_the_older_ones_out(
     client: fencer.Fencer, redis_client: redis.Redis
 ) -> None:

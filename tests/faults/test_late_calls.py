@@ -17,8 +17,13 @@ import redis
 
 import fencer
 from fencer import LeaseLost, _scripts
+from fencer._drive import run
+from fencer._protocol import Granted, Protocol, Settings
+from fencer._steps import Call, Enter, Steps, Wait
+from fencer._wire import Wire
 from fencer.drill.proxy import Proxy
 from fencer.embedded import Server
+from fencer.errors import StoreUnavailable
 from tests.faults import twins
 from tests.fix_api import Connect
 from tests.ways import way  # noqa: F401
@@ -154,6 +159,7 @@ ENDS = [release, revoke, advance, succeed, release_and_succeed, release_twice, f
 
 
 @pytest.mark.parametrize("end", ENDS)
+@pytest.mark.may_break("S4", why="the lock key is deleted while its holder believes")
 def test_a_late_renew(
     holder: fencer.Fencer, client: fencer.Fencer, tap: Tap, redis_client: redis.Redis, end: End
 ) -> None:
@@ -166,6 +172,7 @@ def test_a_late_renew(
 
 
 @pytest.mark.parametrize("end", [revoke, advance, succeed, forget])
+@pytest.mark.may_break("S4", why="the lock key is deleted while its holder believes")
 def test_the_holders_next_renew(
     holder: fencer.Fencer, client: fencer.Fencer, redis_client: redis.Redis, end: End
 ) -> None:
@@ -224,6 +231,7 @@ def test_a_late_order_of_an_operator(
 
 
 @pytest.mark.parametrize("end", [revoke, succeed])
+@pytest.mark.may_break("S4", why="the lock key is deleted while its holder believes")
 def test_a_renew_that_is_long_on_its_way(
     client: fencer.Fencer,
     redis_client: redis.Redis,
@@ -333,6 +341,7 @@ def test_release_of_a_vanished_lease(
 
 
 @pytest.mark.parametrize("vanish", VANISHINGS)
+@pytest.mark.may_break("S4", why="the lock key is deleted while its holder believes")
 def test_it_does_not_heal_after_another_grant(
     client: fencer.Fencer, redis_client: redis.Redis, vanish: Callable[[redis.Redis], None]
 ) -> None:
@@ -351,3 +360,37 @@ def test_it_heals_from_a_lost_history(client: fencer.Fencer, redis_client: redis
     redis_client.delete(HISTORY)
     lease.renew()
     assert lease.release()
+
+
+def given_up(steps: Steps[Granted], wire: Wire) -> Call:
+    """Wait in line with a first join that finds no answer, and be interrupted; return that join."""
+    late: Call | None = None
+    step: object = next(steps)
+    try:
+        while True:
+            match step:
+                case Call() as call if late is None and "join" in call.args:
+                    late = call
+                    step = steps.throw(StoreUnavailable("no answer", maybe_applied=True))
+                case Call() as call:
+                    step = steps.send(wire.call(call))
+                case Enter():
+                    step = steps.send("here")
+                case Wait():
+                    step = steps.throw(KeyboardInterrupt())
+                case _:
+                    step = steps.send(None)
+    except KeyboardInterrupt:
+        assert late is not None
+        return late
+
+
+def test_a_join_that_arrives_after_its_wait(redis_client: redis.Redis) -> None:
+    """A waiter that gave up would be granted the lease behind its back."""
+    wire, core = Wire(redis_client), Protocol(Settings())
+    held = run(core.acquire("orders", "holder", 30_000, 0, {"holder": "holder"}), wire)
+    late = given_up(core.acquire("orders", "waiter", 30_000, 30, {"holder": "waiter"}), wire)
+    assert run(core.release(held), wire)[0]
+    assert wire.call(late)[0] == b"ENDED"
+    status = run(core.inspect("orders"), wire)
+    assert (status.held, status.waiters) == (False, 0)

@@ -317,6 +317,7 @@ READS_BY = {"renew": "mget", "heal": "mget", "release": "mget", "guard": "evalsh
     ["set", "del", "pexpire", "get", "mget", "exists", "hset", "hmget", "evalsha"],
 )
 @pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.may_break("S4", why="one case deletes the lock key while its holder believes")
 def test_a_missing_permission(
     server: Server, store: redis.Redis, connect: Connect, operation: str, missing: str
 ) -> None:
@@ -391,6 +392,7 @@ FOREIGN: dict[str, Callable[[redis.Redis, str], object]] = {
 @pytest.mark.parametrize("value", FOREIGN)
 @pytest.mark.parametrize("key", ["lock", "token", "info", "history", "guard"])
 @pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.may_break("S4", why="one case deletes the lock key while its holder believes")
 def test_foreign_data_is_left_alone(
     client: fencer.Fencer, redis_client: redis.Redis, operation: str, key: str, value: str
 ) -> None:

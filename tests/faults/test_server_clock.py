@@ -17,6 +17,7 @@ from fencer.embedded import Server
 from fencer.guards import RedisGuard
 from tests.faults import twins
 from tests.faults.clock import ServerClock
+from tests.faults.history import History
 from tests.fix_api import Connect, plain
 from tests.fix_servers import MakeServer
 
@@ -119,6 +120,7 @@ def test_a_jump_ahead_does_not_end_a_live_leadership(
     assert [event.event for event in other.history("orders")] == ["grant"]
 
 
+@pytest.mark.may_break("S4", why="the server's clock jumps over the end of a lease")
 def test_a_jump_ahead_that_lets_another_in(
     far: fencer.Fencer, other: fencer.Fencer, store: redis.Redis, server_clock: ServerClock
 ) -> None:
@@ -149,6 +151,7 @@ def must_rise(tokens: list[int]) -> None:
 
 
 @pytest.mark.parametrize("released", [True, False])
+@pytest.mark.may_break("S4", why="the server's clock jumps over the end of a lease")
 def test_tokens_rise_over_all_jumps(
     far: fencer.Fencer, store: redis.Redis, server_clock: ServerClock, released: bool
 ) -> None:
@@ -165,12 +168,16 @@ def test_tokens_rise_over_all_jumps(
     must_rise(tokens)
 
 
-def test_jumps_fail_a_token_of_time_alone(store: redis.Redis, server_clock: ServerClock) -> None:
+@pytest.mark.must_break("S2")
+def test_jumps_fail_a_token_of_time_alone(
+    store: redis.Redis, server_clock: ServerClock, history: History
+) -> None:
     """The jumps would not show in the server's TIME."""
     mint = twins.time_alone(store)
     tokens = []
     for jump in [0, *JUMPS]:
         server_clock.jump(jump)
         tokens.append(mint())
+        history.granted("twin", tokens[-1])
     with pytest.raises(AssertionError):
         must_rise(tokens)

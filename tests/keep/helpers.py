@@ -12,6 +12,7 @@ from typing import Any
 import redis
 
 from fencer.embedded import Server
+from tests.faults.record import BEGIN
 
 
 def eventually(condition: Callable[[], Any], seconds: float = 10.0) -> bool:
@@ -37,7 +38,7 @@ def run(
     """Run a program to its end; with ``strict`` Python complains of whatever it can."""
     options = ["-X", "dev", "-W", "error"] if strict else []
     return subprocess.run(
-        [sys.executable, *options, "-c", script, *args],
+        [sys.executable, *options, "-c", BEGIN + script, *args],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         capture_output=True,
         text=True,

@@ -70,7 +70,9 @@ class Service:
         self.steady, self.hasty = Diary(), Diary()
         self.candidates = {
             name: [
-                Candidate(client(f"{name}-{number}"), diary, {}, name=f"{name}-{api}", **times)
+                Candidate(
+                    client(f"{name}-{number}"), diary, {}, None, name=f"{name}-{api}", **times
+                )
                 for number in range(3)
             ]
             for name, diary, times in (

@@ -137,7 +137,8 @@ def wait_through(connect: Connect, server: Server, store: redis.Redis, code: str
     ours = connect(server.unix_url)
     kept = ours.acquire("kept", ttl=30, keep_alive=0.05)
     with Crowd() as crowd:
-        ours.acquire("orders", ttl=0.3)
+        # It ends meanwhile, so that the waiter looks; but not before the data is saved for a start.
+        first = ours.acquire("orders", ttl=120 if code == "LOADING" else 0.3)
         crowd.queue(ours, "orders", wait=60)
         with STATES[code](server, store):
             begun = refusals(store)
@@ -145,6 +146,7 @@ def wait_through(connect: Connect, server: Server, store: redis.Redis, code: str
                 ours.acquire("invoices")
             assert (caught.value.code, caught.value.maybe_applied) == (code, False)
             await_true(lambda: refusals(store) > begun + 12)
+        first.release()
         [served] = crowd.served()
     assert served.token == ours.inspect("orders").issued - 1
     assert kept.valid

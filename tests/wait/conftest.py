@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.faults.history import History
+
 
 @pytest.fixture(autouse=True)
 def nothing_fails_unseen(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
@@ -15,3 +17,8 @@ def nothing_fails_unseen(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     gc.collect()  # asyncio complains when it forgets the task
     records = caplog.get_records("call") + caplog.get_records("teardown")
     assert [one.getMessage() for one in records if one.name == "asyncio"] == []
+
+
+@pytest.fixture(autouse=True)
+def judged(history: History) -> None:
+    """The record of this test must keep every rule: see `tests.faults.history`."""

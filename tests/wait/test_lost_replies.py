@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -98,6 +99,8 @@ def test_a_reply_lost_on_the_way_to_a_grant(
         losing = lose(nth, fate)
         crowd.queue(waiter, "orders", ttl=5, wait=20)
         await_true(lambda: len(losing.calls) > min(nth, 2))
+        if nth > 3:
+            time.sleep(0.3)  # A look that crosses the release finds the grant, and saves a call.
         lease.release()
         crowd.served()
         assert len(losing.calls) >= nth

@@ -85,7 +85,17 @@ PLANTED = {
 }
 
 
-@pytest.mark.parametrize("bug", PLANTED)
+IN_THE_RECORD = {"newcomers overtake": "L2", "last come, first served": "L2"}
+"""What the record says of it; the others only cost time."""
+
+
+@pytest.mark.parametrize(
+    "bug",
+    [
+        pytest.param(bug, marks=[pytest.mark.must_break(rule)] if rule else [])
+        for bug, rule in ((bug, IN_THE_RECORD.get(bug)) for bug in PLANTED)
+    ],
+)
 def test_a_planted_bug_is_seen(plant: Plant, shared_server: Server, bug: str) -> None:
     """The checks would pass whatever the scripts do."""
     plant(*PLANTED[bug])
