@@ -67,6 +67,7 @@ def rules(
     listing: bool = True,
     replicated: bool = False,
     fsynced: bool = False,
+    cluster: bool = False,
     db: int = 0,
 ) -> Rules:
     """Return the rules for a client of the leases in one namespace.
@@ -80,6 +81,8 @@ def rules(
             the names of all keys on the server: no rule can narrow it.
         replicated: allow what `Replicated` asks the server.
         fsynced: allow what `Fsynced` asks it; servers before 7.2 do not know the command.
+        cluster: allow what a Cluster asks for on top; its user is to be made on each node. Redis
+            6.2 does not know sharded channels: leave out what it refuses.
         db: the number of the database that the URL names; other than 0, it must be selected.
 
     Raises:
@@ -106,12 +109,17 @@ def rules(
         plain.append("wait")
     if fsynced:
         plain += ("waitaof", "info", "config|get")
+    channels = [keyspace.channel(_ANY)]
+    if cluster:
+        plain += ("asking", "cluster|slots", "command")
+        plain += ("spublish", "ssubscribe", "sunsubscribe")
+        channels.append(keyspace.channel(_ANY, _ANY))
     if db:
         plain.append("select")
     called = {command for script in scripts for command in _called(script)}
     return Rules(
         keys=tuple(_pattern(key, prefix) for key in keys),
-        channels=(_pattern(keyspace.channel(_ANY), ""),),
+        channels=tuple(_pattern(channel, "") for channel in channels),
         commands=tuple(sorted(called.union(plain))),
     )
 

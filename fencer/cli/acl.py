@@ -33,6 +33,9 @@ def acl(
     fsynced: Annotated[
         bool, typer.Option("--fsynced", help="Allow the durability Fsynced, too.")
     ] = False,
+    cluster: Annotated[
+        bool, typer.Option("--cluster", help="Allow what a Cluster asks for; for each node.")
+    ] = False,
     db: Annotated[
         int, typer.Option(metavar="N", min=0, help="The database that the URL names.")
     ] = 0,
@@ -57,6 +60,7 @@ def acl(
         listing=listing,
         replicated=replicated,
         fsynced=fsynced,
+        cluster=cluster,
         db=db,
     )
     if as_json:

@@ -21,6 +21,7 @@ from fencer._cluster import Address, Routing, Scatter, Send, slot_of
 from fencer._refusals import refusal
 from fencer._scripts import Script
 from fencer._steps import Batch, Call, Command, Sleep
+from fencer.acl import rules
 from fencer.embedded import Server
 from fencer.errors import StoreError
 from fencer.guards import AsyncRedisGuard, RedisGuard
@@ -357,3 +358,30 @@ def test_who_failed_is_asked_last() -> None:
     routing._suspects.add(B)
     assert all(routing._informants(None)[-1] == B for _ in range(20))
     assert routing._informants(C)[0] == C
+
+
+def test_a_user_of_the_printed_rules(cluster: Cluster) -> None:
+    """Who follows `fencer acl --cluster` would be denied something in the middle of a wait."""
+    if not cluster.sharded:
+        pytest.skip("Redis 6.2 knows no sharded channels, and refuses rules about them")
+    for node in cluster.nodes:
+        node.do("ACL", "SETUSER", "app", ">secret", *rules(cluster=True).words())
+        node.do("ACL", "LOG", "RESET")
+    try:
+        url = cluster.url.replace("://", "://app:secret@")
+        with fencer.connect(url) as first, fencer.connect(url) as second:
+            lease = first.acquire("orders", ttl=30)
+            with ThreadPoolExecutor() as pool:
+                waiting = pool.submit(second.acquire, "orders", ttl=30, wait=60, keep_alive=True)
+                until(lambda: first.inspect("orders").waiters, "it waits")
+                lease.release()
+                handed = waiting.result(60)
+            assert handed.token > lease.token
+            assert list(first.names()) == ["orders"]
+        denied = {
+            entry["object"] for node in cluster.nodes for entry in node.client.acl_log() or ()
+        }
+        assert denied <= {"client", "client|setinfo", "client|maint_notifications", "command"}
+    finally:
+        for node in cluster.nodes:
+            node.do("ACL", "DELUSER", "app")
