@@ -318,7 +318,7 @@ class Nodes:
 
     def forget(self) -> None:
         """A forked child has none of its parent's threads."""
-        self._under_way: set[Address] = set()
+        self._under_way: set[tuple[Address, str]] = set()
 
     def run(self, route: Route[T]) -> T:
         """Go the way, and return what it comes to."""
@@ -384,10 +384,11 @@ class Nodes:
         answers: dict[Address, list[Any]] = {}
         waited_for = set()
         for where, batch in batches.items():
-            if where in self._under_way:
+            errand = where, batch.calls[0].script.name  # A renew does not hold up a release.
+            if errand in self._under_way:
                 answers[where] = [_late(sent=False)] * len(batch.calls)
                 continue
-            self._under_way.add(where)
+            self._under_way.add(errand)
             waited_for.add(where)
             work = threading.Thread(
                 target=self._trip, args=(where, batch, done), name="fencer-trip", daemon=True
@@ -415,7 +416,7 @@ class Nodes:
                 outcomes = [error] * len(batch.calls)
             outcomes = self.run(self.routing.followed(where, batch, outcomes))
         finally:
-            self._under_way.discard(where)
+            self._under_way.discard((where, batch.calls[0].script.name))
         done.put((where, outcomes))
 
 

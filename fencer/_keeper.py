@@ -74,6 +74,9 @@ class _Timetable:
     def __contains__(self, lease: BaseLease) -> bool:
         return lease in self._at
 
+    def __iter__(self) -> Iterator[BaseLease]:
+        return iter(self._at)
+
     def due(self, until: float) -> Iterator[BaseLease]:
         """Take out all leases whose time is not after ``until``."""
         while self._next() <= until:
@@ -114,6 +117,11 @@ class Keeper:
     def kept(self) -> list[BaseLease]:
         """The leases that are kept alive."""
         return list(self._heartbeats)
+
+    @property
+    def known(self) -> set[BaseLease]:
+        """The leases that are kept alive or watched."""
+        return {*self._heartbeats, *self._deadlines, *self._renewals}
 
     def keep(self, lease: BaseLease, heartbeat: float) -> None:
         """Renew the lease from now on."""
@@ -259,7 +267,10 @@ def _ask_together(
 
 
 def _refused(reply: _Reply) -> bool:
-    return isinstance(reply, StoreError) and not isinstance(reply, StoreUnavailable)
+    # TRYAGAIN: the names of one slot are on two nodes, and one name alone is not.
+    return isinstance(reply, StoreError) and (
+        not isinstance(reply, StoreUnavailable) or reply.code == "TRYAGAIN"
+    )
 
 
 def _ask(asked: list[_Asked], shares: list[list[int]], patience: float) -> Steps[dict[int, _Reply]]:

@@ -47,12 +47,7 @@ class ThreadKeeping:
             if heartbeat is not None:
                 self._keeper.keep(lease, heartbeat)
             if not self._threads:
-                self._threads = [
-                    threading.Thread(target=self._renew, name="fencer-keeper", daemon=True),
-                    threading.Thread(target=self._watch, name="fencer-watcher", daemon=True),
-                ]
-                for thread in self._threads:
-                    thread.start()
+                self._start()
                 atexit.register(self.close)
             self._changed.notify_all()
 
@@ -74,12 +69,29 @@ class ThreadKeeping:
         """End the threads, and release the leases that are kept alive."""
         with self._changed:
             threads, kept, self._closed = self._threads, self._keeper.kept, True
+            known = self._keeper.known
             self._changed.notify_all()
         run(releasing(kept, _GOODBYE), self._wire)
         for thread in threads:
             thread.join(_JOIN)  # It may hang in a connection; it is a daemon.
-        atexit.unregister(self.close)
-        self.forget()
+        with self._changed:
+            for lease in known:
+                self._keeper.drop(lease)
+            self._closed, self._threads = False, []
+            if self._keeper.idle:
+                atexit.unregister(self.close)
+            else:  # Others have come meanwhile.
+                with contextlib.suppress(RuntimeError):  # The interpreter is ending.
+                    self._start()
+            self._changed.notify_all()
+
+    def _start(self) -> None:
+        self._threads = [
+            threading.Thread(target=self._renew, name="fencer-keeper", daemon=True),
+            threading.Thread(target=self._watch, name="fencer-watcher", daemon=True),
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def _renew(self) -> None:
         while True:

@@ -122,22 +122,29 @@ class BaseLease:
         return f"<{type(self).__name__} {self.name!r} token={self.token} {state}>"
 
     def _renewing(self, ttl: float | None, durable: bool = False) -> Steps[None]:
-        ttl_ms = self._ttl_ms if ttl is None else _check.ttl_ms(ttl)
+        asked_ms = None if ttl is None else _check.ttl_ms(ttl)
         if durable:
             self._protocol.asked_for("RENEWED")
         while (started := self._set_out()) is None:
             yield Sleep(0.002)
+        ttl_ms = asked_ms or self._ttl_ms  # the other renew may have changed it
         yield from self._carrying_on(ttl_ms, started, durable=durable)
+
+    def _believed(self) -> bool:
+        return self.valid
 
     def _set_out(self) -> float | None:
         """Begin a renew, and tell when that was; ``None`` if another one is under way."""
+        if self._pid != os.getpid():
+            raise self._ended()  # Before the lock: a fork may have copied it locked.
         with self._changing:
             if not self.remaining():
                 raise self._ended()
             if self._renewing_now:
                 return None
+            started = self._protocol.clock()
             self._renewing_now = True
-            return self._protocol.clock()
+        return started
 
     def _renewed(self, reply: list[Any], started: float) -> bool:
         """Take in the reply to a first try with the same ttl; whether that was all.
@@ -169,11 +176,13 @@ class BaseLease:
             # What is renewed is believed in once the question is answered: that must be in time.
             confirm = self._protocol.asked_for("RENEWED", self.remaining() / 2) if durable else None
             call = self._renew_call(ttl_ms)
-            reply, answers = yield from self._protocol.renewed(call, confirm, first)
+            reply, answers = yield from self._protocol.renewed(call, confirm, first, self._believed)
             if reply == ["RENEWED", 0]:
                 self._describe = True
                 call = self._renew_call(ttl_ms)
-                reply, answers = yield from self._protocol.renewed(call, confirm)
+                reply, answers = yield from self._protocol.renewed(
+                    call, confirm, None, self._believed
+                )
             if self._settle(reply, started, ttl_ms) and reply[0] == "RENEWED":
                 yield from self._protocol.give_back(self._granted)
         finally:

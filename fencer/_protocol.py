@@ -149,15 +149,20 @@ def ask(call: Call, *, repeat: bool = True) -> Steps[list[Any]]:
 
 
 def _ask(
-    call: Call, first: list[Any] | StoreUnavailable | None = None
+    call: Call,
+    first: list[Any] | StoreUnavailable | None = None,
+    wanted: Callable[[], bool] = lambda: True,
 ) -> Steps[tuple[list[Any], list[Any] | None, bool]]:
-    """As `ask`; with the answers to what was to be asked next, and `_insist`'s doubt."""
-    if isinstance(first, StoreUnavailable):
-        outcome, doubtful = yield from _again(call, first)
-    elif first is not None:
-        outcome, doubtful = first, False
-    else:
-        outcome, doubtful = yield from _insist(call)
+    """As `ask`; with the answers to what was to be asked next, and `_insist`'s doubt.
+
+    It is not tried again when it is not ``wanted`` any more.
+    """
+    try:
+        if isinstance(first, StoreUnavailable):
+            raise first
+        outcome, doubtful = (yield call) if first is None else first, False
+    except StoreUnavailable as error:
+        outcome, doubtful = yield from _again(call, error, wanted=wanted)
     reply, answers = outcome, None
     if isinstance(outcome, Confirmed):
         reply, answers = outcome.reply, outcome.answers
@@ -173,7 +178,10 @@ def _insist(step: Call | Command) -> Steps[tuple[Any, bool]]:
 
 
 def _again(
-    step: Call | Command, failed: StoreUnavailable, repeat: bool = True
+    step: Call | Command,
+    failed: StoreUnavailable,
+    repeat: bool = True,
+    wanted: Callable[[], bool] = lambda: True,
 ) -> Steps[tuple[Any, bool]]:
     """As `_insist`, after a first try that failed."""
     maybe_applied = failed.maybe_applied
@@ -182,6 +190,8 @@ def _again(
             if maybe_applied and not repeat:
                 break
             yield Sleep(pause)
+            if not wanted():
+                break
             try:
                 return (yield step), maybe_applied
             except StoreUnavailable as error:
@@ -417,12 +427,13 @@ class Protocol:
         call: Call,
         confirm: Confirm | None,
         first: list[Any] | StoreUnavailable | None = None,
+        wanted: Callable[[], bool] = lambda: True,
     ) -> Steps[tuple[list[Any], list[Any] | None]]:
         """The reply to a renew, and what ``confirm`` came to; a first try may have been made.
 
         A repetition needs no care: a renew always writes.
         """
-        reply, answers, _ = yield from _ask(_with(call, confirm), first)
+        reply, answers, _ = yield from _ask(_with(call, confirm), first, wanted)
         return reply, answers
 
     def asked_for(self, status: str, at_most: float = math.inf) -> Confirm:

@@ -50,6 +50,10 @@ _CODES = {
 }
 """The codes that drivers take off a message, in the order in which one class may be another."""
 
+_DEMOTED = "The previous master is now a slave"
+"""What drivers say by way of Sentinel. Not any error within a ReadOnlyError: the caller may be
+handling one of its own."""
+
 _DENIED = re.compile(r"ACL failure in script|user executing the script can't")
 """How servers say NOPERM within a script."""
 
@@ -80,7 +84,7 @@ def refusal(error: Exception, script: str | None = None, *, sent: bool = True) -
     """
     kinds = _kinds(error)
     before = error.__context__
-    if "ResponseError" not in kinds and "ReadOnlyError" in _kinds(before):
+    if str(error) == _DEMOTED and "ReadOnlyError" in _kinds(before):
         # The driver has found out that a connection made by way of Sentinel leads to a replica.
         assert isinstance(before, Exception)
         return refusal(before, script)
@@ -99,6 +103,10 @@ def refusal(error: Exception, script: str | None = None, *, sent: bool = True) -
         return StoreError(
             f"the server refused the login ({message}): {_ADVICE['WRONGPASS']}",
             code=code or unsaid,
+        )
+    if message.startswith(("UNBLOCKED", "WAIT cannot be used with replica")):
+        return StoreUnavailable(
+            f"the server was demoted meanwhile ({message})", maybe_applied=True, code="UNBLOCKED"
         )
     if "ResponseError" not in kinds:
         return StoreUnavailable(f"no answer from the server ({message})", maybe_applied=sent)

@@ -245,10 +245,15 @@ class AsyncFencer(BaseFencer):
 
         def grant(wait: float | None) -> Steps[AsyncLease]:
             steps, beat = self._acquiring(name, ttl, wait, keep_alive, info, look)
-            lease = AsyncLease(self._protocol, (yield from steps), self._wire, self._keeping)
-            if beat is not None:
-                self._keeping.keep(lease, beat)
-            return lease
+            granted = yield from steps
+            try:
+                lease = AsyncLease(self._protocol, granted, self._wire, self._keeping)
+                if beat is not None:
+                    self._keeping.keep(lease, beat)
+                return lease
+            except BaseException:  # Interrupted, before anybody could release it.
+                yield from self._protocol.give_back(granted)
+                raise
 
         if not shown:
             return await run_async(grant(wait), wire)

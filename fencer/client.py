@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import TracebackType
@@ -137,6 +138,8 @@ class Lease(BaseLease):
         It runs in a thread of its own, at once if the lease is lost already, and not at all if the
         lease is released. What it raises is logged.
         """
+        if self._pid != os.getpid():
+            return  # A forked child has no part in it.
         with self._changing:
             if self._state is State.LIVE:
                 self._callbacks.append(callback)
@@ -288,10 +291,15 @@ class Fencer(BaseFencer):
 
         def grant(wait: float | None) -> Steps[Lease]:
             steps, beat = self._acquiring(name, ttl, wait, keep_alive, info, look)
-            lease = Lease(self._protocol, (yield from steps), self._wire, self._keeping)
-            if beat is not None:
-                self._keeping.keep(lease, beat)
-            return lease
+            granted = yield from steps
+            try:
+                lease = Lease(self._protocol, granted, self._wire, self._keeping)
+                if beat is not None:
+                    self._keeping.keep(lease, beat)
+                return lease
+            except BaseException:  # Interrupted, before anybody could release it.
+                yield from self._protocol.give_back(granted)
+                raise
 
         if not shown:
             return run(grant(wait), wire)

@@ -17,7 +17,12 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
-STORE = ("tests/lua", "tests/api", "tests/faults", "tests/wait")
+STORE = (
+    "tests/lua",
+    "tests/model/test_replay.py",
+    "tests/api/test_lease.py",
+    "tests/faults/test_tokens_rise.py",
+)
 """Where the tests are whose outcome depends most on the server."""
 
 

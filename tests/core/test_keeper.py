@@ -13,7 +13,7 @@ from fencer._keeper import Keeper, heartbeat, renewing
 from fencer._lease import BaseLease
 from fencer._protocol import Protocol
 from fencer._steps import Batch, Call
-from fencer.errors import InvalidArgument, StoreError
+from fencer.errors import InvalidArgument, StoreError, StoreUnavailable
 from tests.core.driven import Clock, Driven, Told, protocol, told_lease, unavailable
 
 
@@ -569,6 +569,14 @@ def test_after_a_refusal_each_is_asked_alone(core: Protocol, clock: Clock) -> No
     replies[7] = StoreError("CORRUPT")
     steps.answer(replies)
     assert [lease for lease, after in steps.result.items() if after is not None] == [leases[7]]
+
+
+def test_names_on_two_nodes_are_asked_alone(core: Protocol, clock: Clock) -> None:
+    """While their slot moves, all leases of it would end that are renewed together."""
+    leases = held(core, 2)
+    steps = Driven(renewing(leases, clock), clock)
+    steps.answer([StoreUnavailable("it moves", maybe_applied=False, code="TRYAGAIN")])
+    assert keys_of(steps) == [[lock] for lock in locks(leases)]
 
 
 def test_who_has_ended_meanwhile_is_not_asked_alone(core: Protocol, clock: Clock) -> None:

@@ -215,7 +215,7 @@ def test_two_with_the_same_id_do_not_both_lead(elect: Elect, diary: Diary) -> No
     first.election.stop()
     leader_of(second)
     assert not first.election.is_leader
-    assert len(diary.of("on_elected")) == 2
+    eventually(lambda: len(diary.of("on_elected")) == 2)
 
 
 def test_losing_while_on_elected_runs(elect: Elect, diary: Diary) -> None:

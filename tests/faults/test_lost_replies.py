@@ -15,7 +15,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 import fencer
-from fencer import Sequencer, _scripts
+from fencer import Sequencer, StoreUnavailable, _scripts
 from fencer.drill.proxy import Proxy
 from fencer.embedded import Server
 from fencer.guards import RedisGuard
@@ -393,3 +393,18 @@ def test_interrupt_while_waiting_for_another(worker: Worker, near: fencer.Fencer
     lease.release()
     time.sleep(0.2)
     assert not near.inspect("orders").held
+
+
+def test_a_write_within_a_handler_is_not_repeated(proxy: Proxy, redis_client: redis.Redis) -> None:
+    """Who handles a failover would have a guarded write applied twice."""
+    with redis.Redis.from_url(proxy.url) as driver:
+        guard = RedisGuard(driver, "orders")
+        guard.execute(5, "SET", "count", 0)  # Now the script is known.
+        proxy.swallow_reply(match=b"INCR", then="cut")
+        try:
+            raise redis.ReadOnlyError("READONLY of another call")
+        except redis.ReadOnlyError:
+            with pytest.raises(StoreUnavailable) as caught:
+                guard.execute(5, "INCR", "count")
+    assert caught.value.maybe_applied
+    assert redis_client.get("count") == b"1"

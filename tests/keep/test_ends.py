@@ -281,3 +281,30 @@ def test_close_while_the_server_is_silent(server: Server) -> None:
     server.resume()
     waiter.join()
     assert took < 8
+
+
+def test_a_lease_that_comes_while_the_client_is_closed_is_kept(shared_server: Server) -> None:
+    """It would end in silence: neither renewed, nor watched, nor released."""
+    client = fencer.connect(shared_server.unix_url)
+    over = threading.Event()
+    leases: list[fencer.Lease] = []
+
+    def acquire(part: int) -> None:
+        number = 0
+        while not over.is_set():
+            leases.append(client.acquire(f"{part}-{number}", ttl=1, keep_alive=True))
+            number += 1
+
+    threads = [threading.Thread(target=acquire, args=(part,)) for part in range(2)]
+    for thread in threads:
+        thread.start()
+    for _ in range(20):
+        time.sleep(0.02)
+        client._keeping.close()
+    over.set()
+    for thread in threads:
+        thread.join()
+    kept = set(client._keeping._keeper.kept)
+    assert all(lease in kept or "live" not in repr(lease) for lease in leases)
+    client.close()
+    assert all("live" not in repr(lease) for lease in leases)
