@@ -138,11 +138,12 @@ class BaseLease:
         if self._pid != os.getpid():
             raise self._ended()  # Before the lock: a fork may have copied it locked.
         with self._changing:
-            if not self.remaining():
+            started = self._protocol.clock()
+            # Not `valid` at once: one look at the clock serves for both.
+            if (self._state is not State.LIVE or started >= self._deadline) and not self.valid:
                 raise self._ended()
             if self._renewing_now:
                 return None
-            started = self._protocol.clock()
             self._renewing_now = True
         return started
 
