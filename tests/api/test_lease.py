@@ -371,3 +371,18 @@ def test_embedded_is_a_server_of_its_own() -> None:
     """The first line of every tutorial would not run."""
     with fencer.connect("embedded:") as client, client.acquire("orders") as lease:
         assert lease.valid
+
+
+def test_an_interrupt_between_grant_and_lease_leaves_nothing(
+    connect_threads: Connect, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C would leave a name taken for its ttl, by nobody."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    client = connect_threads()
+    monkeypatch.setattr(fencer.Lease, "__init__", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        client.acquire("orders", ttl=60)
+    assert redis_client.get("fencer:{orders}:lock") is None

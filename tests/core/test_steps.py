@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 
 import pytest
+from redis.exceptions import ResponseError
 
 from fencer._lease import State
 from fencer._protocol import Granted, Protocol, ask
+from fencer._refusals import refusal
 from fencer._scripts import load
 from fencer._steps import Call, Enter, Leave, Sleep, Wait, Wakeup
 from fencer.errors import AcquireTimeout, LeaseLost, NotAcquired, StoreError, StoreUnavailable
@@ -695,6 +697,36 @@ def test_one_renew_at_a_time(lease: Told, clock: Clock) -> None:
     assert second.call("renew")[2] == 2_000
     second.answer([b"RENEWED", 1])
     assert lease.ttl == 2
+
+
+def test_a_plain_renew_keeps_the_ttl_of_the_one_before(lease: Told, clock: Clock) -> None:
+    """A longer ttl would be undone by a renew that waited for it."""
+    first = Driven(lease._renewing(60.0), clock)
+    second = Driven(lease._renewing(None), clock)
+    assert isinstance(second.step, Sleep)
+    first.answer([b"RENEWED", 1])
+    second.answer()
+    assert second.call("renew")[2] == 60_000
+
+
+def test_a_renew_is_not_tried_again_after_the_loss(lease: Told, clock: Clock) -> None:
+    """A lease that is known to be lost would speak for its token again."""
+    steps = Driven(lease._renewing(None), clock)
+    steps.fail(unavailable(), after=TTL + 1)
+    assert not lease.valid
+    steps.answer()
+    assert isinstance(steps.error, StoreUnavailable)
+
+
+def test_a_demotion_while_a_durability_is_asked_for_is_an_outage() -> None:
+    """A failover would look like a refusal that changed nothing."""
+    for words in (
+        "UNBLOCKED force unblock from blocking operation",
+        "WAIT cannot be used with replica instances",
+    ):
+        error = refusal(ResponseError(words))
+        assert isinstance(error, StoreUnavailable)
+        assert error.maybe_applied
 
 
 def test_a_missing_info_key_is_written_anew(lease: Told, clock: Clock) -> None:
