@@ -153,7 +153,7 @@ def _ask(
     first: list[Any] | StoreUnavailable | None = None,
     wanted: Callable[[], bool] = lambda: True,
 ) -> Steps[tuple[list[Any], list[Any] | None, bool]]:
-    """As `ask`; with the answers to what was to be asked next, and `_insist`'s doubt.
+    """As `ask`; with the answers to what was to be asked next, and the doubt of `_again`.
 
     It is not tried again when it is not ``wanted`` any more.
     """
@@ -169,21 +169,13 @@ def _ask(
     return [text(reply[0]), *reply[1:]], answers, doubtful
 
 
-def _insist(step: Call | Command) -> Steps[tuple[Any, bool]]:
-    """The reply, and whether an earlier try may still be on its way."""
-    try:
-        return (yield step), False
-    except StoreUnavailable as error:
-        return (yield from _again(step, error))
-
-
 def _again(
     step: Call | Command,
     failed: StoreUnavailable,
     repeat: bool = True,
     wanted: Callable[[], bool] = lambda: True,
 ) -> Steps[tuple[Any, bool]]:
-    """As `_insist`, after a first try that failed."""
+    """Try again after a first try that failed. The reply, and whether one may yet arrive."""
     maybe_applied = failed.maybe_applied
     try:
         for pause in _PAUSES:
@@ -640,8 +632,12 @@ class Protocol:
 
 def read(*words: str | int) -> Steps[Any]:
     """Run a command that only reads, and so can always be repeated."""
-    reply, _ = yield from _insist(Command(words))
-    return reply
+    command = Command(words)
+    try:
+        return (yield command)
+    except StoreUnavailable as error:
+        reply, _ = yield from _again(command, error)
+        return reply
 
 
 def _event(entry_id: str, raw: list[Any]) -> Event:
