@@ -153,3 +153,13 @@ def test_checker_sees_what_is_broken(what: str) -> None:
     broken, changes = re.subn(pattern, replacement, source(name), count=1)
     assert changes == 1, "the script has changed: write this break anew"
     assert any(complaint in problem for problem in problems(name, broken)), problems(name, broken)
+
+
+def test_revoke_and_advance_tell_the_line_alike() -> None:
+    """A change to how waiters are told would reach only one of them."""
+    bodies = [_scripts.load(name).body.decode() for name in ("revoke", "advance")]
+    tails = {
+        body.partition("-- On a Cluster a waiter")[2].rpartition("return {")[0] for body in bodies
+    }
+    assert len(tails) == 1
+    assert "HEAD" in tails.pop()
