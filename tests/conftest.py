@@ -8,5 +8,6 @@ pytest_plugins = [
     "tests.fix_sql",
     "tests.fix_s3",
     "tests.faults.clock",
+    "tests.faults.planted",
     "tests.faults.history",
 ]

@@ -38,6 +38,7 @@ from fencer.drill.record import Event, Outcome, as_dict
 from fencer.errors import LeaseLost, NotAcquired, StaleToken, StoreUnavailable
 from fencer.guards import AsyncRedisGuard, RedisGuard
 from fencer.guards._base import BaseGuard
+from tests.faults import planted
 
 VARIABLE = "FENCER_TEST_RECORD"
 """Where the processes of a test find its record."""
@@ -69,7 +70,8 @@ def read(path: Path) -> list[Event]:
 
 
 def begin() -> None:
-    """Keep a record from now on, in a process that a test has started."""
+    """Keep a record from now on, in a process that a test has started; with the twin's bug."""
+    planted.begin()
     if VARIABLE in os.environ:
         _look(Recorder(Path(os.environ[VARIABLE])), ExitStack())
 

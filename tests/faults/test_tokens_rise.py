@@ -19,8 +19,9 @@ import redis
 
 import fencer
 from fencer.embedded import Server
-from tests.faults import twins
+from tests.faults import bugs, twins
 from tests.faults.history import History
+from tests.faults.planted import twin
 from tests.faults.processes import Worker
 from tests.fix_api import Connect
 from tests.fix_servers import MakeServer
@@ -75,11 +76,13 @@ def rises_across(mint: Mint, happen: Callable[[], None]) -> None:
 # Without loss of data.
 
 
+@twin(bugs.one_token_for_all)
 def test_across_release(client: fencer.Fencer) -> None:
     """A holder that follows another at once could not be told from it."""
     must_rise([by_release(client)() for _ in range(50)])
 
 
+@twin(bugs.one_token_for_all)
 def test_across_expiry(client: fencer.Fencer) -> None:
     """The holder that overran and its successor would show the same number."""
     must_rise([by_expiry(client)() for _ in range(5)])

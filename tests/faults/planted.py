@@ -1,0 +1,154 @@
+"""Twins: a fault test that a broken Fencer would pass as well proves nothing.
+
+``@twin(bugs.plain_counter)`` has a fault test run once more with that bug planted, in
+the test's process and in those that it starts. The twin passes if the test fails: by a check of its
+own, by an error of ours that it does not expect, or by its record. Of a parametrized test the first
+item has a twin, or the first with ``of`` in its id. A test that can have none says why:
+``@no_twin("it looks at the tools")``.
+
+A bug is a function that is given a `pytest.MonkeyPatch`; it stands at the top of a module.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Generator
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fencer import LeaseLost, NotAcquired, StaleToken, StoreUnavailable, _scripts
+
+Bug = Callable[[pytest.MonkeyPatch], None]
+
+VARIABLE = "FENCER_TEST_BUG"
+"""Where the processes of a test find the bug that is planted."""
+
+FAILURES = (
+    AssertionError,
+    pytest.fail.Exception,
+    LeaseLost,
+    NotAcquired,
+    StaleToken,
+    StoreUnavailable,
+)
+"""How a twin may fail; the mark's ``raises`` adds to it. Any other error is the bug's own."""
+
+TWIN = pytest.StashKey[pytest.Mark]()
+_PATCH = pytest.StashKey[pytest.MonkeyPatch]()
+_FOUND = pytest.StashKey[bool]()
+
+
+def twin(
+    bug: Bug, *, of: str = "", raises: tuple[type[Exception], ...] = ()
+) -> pytest.MarkDecorator:
+    """Have the test run once more with a bug, and fail."""
+    return pytest.mark.twin.with_args(bug, of=of, raises=raises)
+
+
+def no_twin(why: str) -> pytest.MarkDecorator:
+    """Have no twin."""
+    return pytest.mark.no_twin(why)
+
+
+def in_script(patch: pytest.MonkeyPatch, name: str, piece: str, by: str) -> None:
+    """Replace a piece of ``lua/<name>.lua``, which must be there once."""
+    here = _scripts.folder()
+    there = Path(tempfile.mkdtemp(prefix="fencer-bug-"))
+    for script in here.iterdir():
+        if script.name.endswith(".lua"):
+            (there / script.name).write_bytes(script.read_bytes())
+    good = (there / f"{name}.lua").read_text()
+    assert good.count(piece) == 1, f"lua/{name}.lua has changed: {piece!r}"
+    (there / f"{name}.lua").write_text(good.replace(piece, by))
+    patch.setattr(_scripts, "folder", lambda: there)
+    _scripts.load.cache_clear()
+
+
+def begin() -> None:
+    """Plant the bug in a process that a twin has started."""
+    if VARIABLE in os.environ:
+        module, name = os.environ[VARIABLE].split(":")
+        getattr(import_module(module), name)(pytest.MonkeyPatch())
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The marks; see the module."""
+    config.addinivalue_line("markers", "twin(bug, of, raises): with this bug it must fail")
+    config.addinivalue_line("markers", "no_twin(why): it has no twin, for this reason")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pycollect_makeitem() -> Generator[None, Any, Any]:
+    """Put the twins of a test beside it."""
+    found = yield
+    if not isinstance(found, list):
+        return found
+    return [*found, *_twins([item for item in found if isinstance(item, pytest.Function)])]
+
+
+def _twins(items: list[pytest.Function]) -> list[pytest.Function]:
+    made = []
+    for mark in items[0].iter_markers("twin") if items else ():
+        bug, of = mark.args[0], mark.kwargs["of"]
+        item = next(item for item in items if of in item.name)
+        callspec = getattr(item, "callspec", None)
+        words = [*([callspec.id] if callspec else []), "with", bug.__name__]
+        twin = pytest.Function.from_parent(
+            item.parent,
+            name=f"{item.originalname}[{'-'.join(words)}]",
+            callspec=callspec,
+            fixtureinfo=item._fixtureinfo,
+            originalname=item.originalname,
+        )
+        twin.stash[TWIN] = mark
+        made.append(twin)
+    return made
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> Generator[None, None, None]:
+    """Plant the bug."""
+    if TWIN in item.stash:
+        bug: Bug = item.stash[TWIN].args[0]
+        patch = item.stash[_PATCH] = pytest.MonkeyPatch()
+        bug(patch)
+        patch.setenv(VARIABLE, f"{bug.__module__}:{bug.__name__}")
+    yield
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, None, None]:
+    """Remove the bug."""
+    try:
+        yield
+    finally:
+        if _PATCH in item.stash:
+            item.stash[_PATCH].undo()
+            _scripts.load.cache_clear()
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Turn the outcome of a twin round."""
+    report = yield
+    if TWIN not in item.stash or call.when == "setup":
+        return report
+    if call.excinfo is not None and _is_found(call.excinfo, item.stash[TWIN]):
+        item.stash[_FOUND] = True
+        report.outcome, report.longrepr = "passed", None
+    elif call.when == "teardown" and report.passed and not item.stash.get(_FOUND, False):
+        bug = item.stash[TWIN].args[0].__name__
+        report.outcome, report.longrepr = "failed", f"the test passes with {bug} planted"
+    return report
+
+
+def _is_found(error: pytest.ExceptionInfo[BaseException], mark: pytest.Mark) -> bool:
+    if "Timeout (>" in str(error.value):  # of pytest-timeout: it hangs, and nothing was found
+        return False
+    return isinstance(error.value, (*FAILURES, *mark.kwargs["raises"]))
