@@ -57,6 +57,9 @@ handling one of its own."""
 _DENIED = re.compile(r"ACL failure in script|user executing the script can't")
 """How servers say NOPERM within a script."""
 
+_TOO_LONG = "Protocol error: unauthenticated"
+"""How servers from Redis 6.2.6 on say NOAUTH to a request of more than ten words."""
+
 _LINE = re.compile(r"(?:@?user_script|\[string \"[^\"]*\"\]):\s?(\d+)")
 
 
@@ -65,6 +68,8 @@ def code_in(message: str, status: str | None = None) -> str:
     found = _CODE.search(f"{status or ''} {message}")
     if found is None and _DENIED.search(message):
         return "NOPERM"
+    if message.startswith(_TOO_LONG):
+        return "NOAUTH"
     return found[1] if found else ""
 
 
