@@ -29,10 +29,11 @@ import redis.asyncio.cluster
 import redis.cluster
 from redis.exceptions import AskError, RedisError, ResponseError
 
-from fencer._cluster import Address, AsyncNodes, Nodes, Routing, passing, slot_of
+from fencer._cluster import AsyncNodes, Nodes
 from fencer._fork import forget_in_child
 from fencer._keys import Keyspace
 from fencer._refusals import refusal
+from fencer._routing import Address, Routing, passing, slot_of
 from fencer._steps import Wakeup, text, wakeup
 from fencer.errors import InvalidArgument, StoreError
 

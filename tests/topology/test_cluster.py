@@ -17,8 +17,8 @@ from redis.exceptions import AskError, MovedError
 
 import fencer
 from fencer import InvalidArgument, StaleToken, StoreUnavailable, _cluster
-from fencer._cluster import Address, Routing, Scatter, Send, slot_of
 from fencer._refusals import refusal
+from fencer._routing import Address, Routing, Scatter, Send, slot_of
 from fencer._scripts import Script
 from fencer._steps import Batch, Call, Command, Sleep
 from fencer.acl import rules
