@@ -2,8 +2,8 @@
 
 A call goes out on a connection of the client's own pool, as a rule the one that is kept for it
 (`fencer._kept`), as EVALSHA, and once more as EVAL if the server does not know the script (any
-more). It goes out once: the driver's own retries are not used
-for scripts, because whether one may be repeated is for `fencer._protocol` to say.
+more). It goes out once: the driver's own retries are not used for scripts, because whether one may
+be repeated is for `fencer._protocol` to say.
 """
 
 from __future__ import annotations

@@ -155,7 +155,14 @@ class Group:
         return server.start()
 
 
-def sentinel_program(folder: Path, port: int, *, quorum: int = 2, more: Sequence[str] = ()) -> Path:
+def sentinel_program(
+    folder: Path,
+    port: int,
+    *,
+    quorum: int = 2,
+    more: Sequence[str] = (),
+    binary: Path | None = None,
+) -> Path:
     """A program for `Server` that is a sentinel of the server at a port."""
     lines = [
         f"monitor {SERVICE} 127.0.0.1 {port} {quorum}",
@@ -165,10 +172,10 @@ def sentinel_program(folder: Path, port: int, *, quorum: int = 2, more: Sequence
         *more,
     ]
     configuration = "".join(f"sentinel {line}\n" for line in lines)
-    binary = shlex.quote(str(embedded._find_binary(None)))
+    command = shlex.quote(str(embedded._find_binary(binary)))
     program = folder / "sentinel"
     program.write_text(
-        f'#!/bin/sh\ncat >>"$1" <<END\n{configuration}END\nexec {binary} "$1" --sentinel\n'
+        f'#!/bin/sh\ncat >>"$1" <<END\n{configuration}END\nexec {command} "$1" --sentinel\n'
     )
     program.chmod(0o700)
     return program

@@ -1,6 +1,6 @@
 """A relay in front of a server: speaks TLS for one that cannot, or changes what it says.
 
-None of the servers that come as packages is built with TLS.
+None of the servers that come as Python packages is built with TLS; see also `test_tls`.
 """
 
 from __future__ import annotations
