@@ -12,10 +12,8 @@ A bug is a function that is given a `pytest.MonkeyPatch`; it stands at the top o
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable, Generator
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -54,17 +52,26 @@ def no_twin(why: str) -> pytest.MarkDecorator:
     return pytest.mark.no_twin(why)
 
 
+class _Edited:
+    """The folder of the scripts, with another body for one of them."""
+
+    def __init__(self, folder: Any, name: str, body: str) -> None:
+        self._folder, self._name, self._body = folder, name, body
+
+    def __truediv__(self, file: str) -> Any:
+        return self if file == f"{self._name}.lua" else self._folder / file
+
+    def read_bytes(self) -> bytes:
+        return self._body.encode()
+
+
 def in_script(patch: pytest.MonkeyPatch, name: str, piece: str, by: str) -> None:
     """Replace a piece of ``lua/<name>.lua``, which must be there once."""
-    here = _scripts.folder()
-    there = Path(tempfile.mkdtemp(prefix="fencer-bug-"))
-    for script in here.iterdir():
-        if script.name.endswith(".lua"):
-            (there / script.name).write_bytes(script.read_bytes())
-    good = (there / f"{name}.lua").read_text()
+    folder: Any = _scripts.folder()
+    good = (folder / f"{name}.lua").read_bytes().decode()
     assert good.count(piece) == 1, f"lua/{name}.lua has changed: {piece!r}"
-    (there / f"{name}.lua").write_text(good.replace(piece, by))
-    patch.setattr(_scripts, "folder", lambda: there)
+    edited = _Edited(folder, name, good.replace(piece, by))
+    patch.setattr(_scripts, "folder", lambda: edited)
     _scripts.load.cache_clear()
 
 
