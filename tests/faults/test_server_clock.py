@@ -15,9 +15,9 @@ import fencer
 from fencer import embedded
 from fencer.embedded import Server
 from fencer.guards import RedisGuard
-from tests.faults import twins
+from tests.faults import bugs, bugs_leases
 from tests.faults.clock import ServerClock
-from tests.faults.history import History
+from tests.faults.planted import twin
 from tests.fix_api import Connect, plain
 from tests.fix_servers import MakeServer
 
@@ -57,6 +57,7 @@ def ends_within(ttl: float, remaining: float) -> None:
     assert remaining <= ttl, remaining
 
 
+@twin(bugs_leases.trusts_the_servers_clock)
 def test_a_jump_back_does_not_keep_a_dead_holders_lease(
     far: fencer.Fencer, other: fencer.Fencer, server_clock: ServerClock
 ) -> None:
@@ -72,6 +73,7 @@ def test_a_jump_back_does_not_keep_a_dead_holders_lease(
     assert lease.token == dead.token + 1
 
 
+@twin(bugs_leases.trusts_the_servers_clock)
 def test_a_jump_back_does_not_show_in_inspect(
     far: fencer.Fencer, server_clock: ServerClock
 ) -> None:
@@ -81,6 +83,7 @@ def test_a_jump_back_does_not_show_in_inspect(
     ends_within(5, far.inspect("orders").remaining or 0)
 
 
+@twin(bugs_leases.ends_what_is_too_long)
 def test_a_jump_back_does_not_hurt_a_live_holder(
     far: fencer.Fencer, other: fencer.Fencer, server_clock: ServerClock
 ) -> None:
@@ -96,14 +99,7 @@ def test_a_jump_back_does_not_hurt_a_live_holder(
     assert lease.release()
 
 
-def test_a_jump_back_holds_a_plain_lock(store: redis.Redis, server_clock: ServerClock) -> None:
-    """The jump would not be one: SET PX is what every other lock has."""
-    store.set("twin:orders", "me", px=1000)
-    server_clock.jump(-120)
-    with pytest.raises(AssertionError, match="12"):
-        ends_within(1, int(store.pttl("twin:orders")) / 1000)
-
-
+@twin(bugs_leases.renews_what_is_there_alone)
 def test_a_jump_ahead_does_not_end_a_live_leadership(
     far: fencer.Fencer, other: fencer.Fencer, server_clock: ServerClock
 ) -> None:
@@ -120,6 +116,8 @@ def test_a_jump_ahead_does_not_end_a_live_leadership(
     assert [event.event for event in other.history("orders")] == ["grant"]
 
 
+@twin(bugs.renews_without_compare)
+@twin(bugs.guards_nothing)
 @pytest.mark.may_break("S4", why="the server's clock jumps over the end of a lease")
 def test_a_jump_ahead_that_lets_another_in(
     far: fencer.Fencer, other: fencer.Fencer, store: redis.Redis, server_clock: ServerClock
@@ -150,6 +148,7 @@ def must_rise(tokens: list[int]) -> None:
     assert all(a < b for a, b in pairwise(tokens)), tokens
 
 
+@twin(bugs.clock_alone)
 @pytest.mark.parametrize("released", [True, False])
 @pytest.mark.may_break("S4", why="the server's clock jumps over the end of a lease")
 def test_tokens_rise_over_all_jumps(
@@ -166,18 +165,3 @@ def test_tokens_rise_over_all_jumps(
         else:
             store.delete("fencer:{orders}:lock")
     must_rise(tokens)
-
-
-@pytest.mark.must_break("S2")
-def test_jumps_fail_a_token_of_time_alone(
-    store: redis.Redis, server_clock: ServerClock, history: History
-) -> None:
-    """The jumps would not show in the server's TIME."""
-    mint = twins.time_alone(store)
-    tokens = []
-    for jump in [0, *JUMPS]:
-        server_clock.jump(jump)
-        tokens.append(mint())
-        history.granted("twin", tokens[-1])
-    with pytest.raises(AssertionError):
-        must_rise(tokens)

@@ -1,13 +1,8 @@
-"""Promise 1: for one name, a later grant has a larger token, whatever happened in between.
-
-Each check takes what mints the tokens, so that a planted bug can be put in Fencer's place: the
-check must then fail.
-"""
+"""Promise 1: for one name, a later grant has a larger token, whatever happened in between."""
 
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -19,8 +14,7 @@ import redis
 
 import fencer
 from fencer.embedded import Server
-from tests.faults import bugs, twins
-from tests.faults.history import History
+from tests.faults import bugs, bugs_leases
 from tests.faults.planted import twin
 from tests.faults.processes import Worker
 from tests.fix_api import Connect
@@ -48,29 +42,9 @@ def by_expiry(client: fencer.Fencer) -> Mint:
     return lambda: client.acquire("orders", ttl=0.03, wait=10).token
 
 
-def told(history: History, mint: Mint) -> Mint:
-    """Have the record tell of each token that a planted bug mints."""
-
-    def told_mint() -> int:
-        token = mint()
-        history.granted("twin", token)
-        return token
-
-    return told_mint
-
-
 def must_rise(tokens: list[int]) -> None:
     """The check: each token is larger than the one before."""
     assert all(a < b for a, b in pairwise(tokens)), tokens
-
-
-def rises_across(mint: Mint, happen: Callable[[], None]) -> None:
-    """The scenario of most tests here: grants, a fault, more grants."""
-    tokens = [mint(), mint(), mint()]
-    happen()
-    tokens += [mint()]
-    happen()
-    must_rise([*tokens, mint()])
 
 
 # Without loss of data.
@@ -82,22 +56,13 @@ def test_across_release(client: fencer.Fencer) -> None:
     must_rise([by_release(client)() for _ in range(50)])
 
 
-@twin(bugs.one_token_for_all)
+@twin(bugs_leases.counter_in_the_lock)
 def test_across_expiry(client: fencer.Fencer) -> None:
     """The holder that overran and its successor would show the same number."""
     must_rise([by_expiry(client)() for _ in range(5)])
 
 
-@pytest.mark.must_break("S1", "S2")
-def test_a_counter_that_dies_with_the_lock_fails(
-    redis_client: redis.Redis, history: History
-) -> None:
-    """The check would pass for locks that keep the counter in the lock's own key."""
-    mint = told(history, twins.counter_in_the_lock(redis_client))
-    with pytest.raises(AssertionError):
-        rises_across(mint, lambda: time.sleep(0.1))
-
-
+@twin(bugs_leases.counter_in_the_lock)
 @pytest.mark.may_break("S4", why="the lock key is deleted while its holder believes")
 def test_across_del_of_the_lock_key(client: fencer.Fencer, redis_client: redis.Redis) -> None:
     """An operator who deletes the lock key by hand would make two holders with one token."""
@@ -108,21 +73,18 @@ def test_across_del_of_the_lock_key(client: fencer.Fencer, redis_client: redis.R
     must_rise(tokens)
 
 
-@pytest.mark.must_break("S1", "S2")
-def test_del_of_the_lock_key_fails_a_counter_in_it(
-    redis_client: redis.Redis, history: History
-) -> None:
-    """The test above would pass for every lock."""
-    mint = told(history, twins.counter_in_the_lock(redis_client))
-    with pytest.raises(AssertionError):
-        rises_across(mint, lambda: void(redis_client.delete(twins.LOCK)))
-
-
+@twin(bugs_leases.by_sha_alone, raises=(fencer.ScriptError,))
 def test_across_script_flush(client: fencer.Fencer, redis_client: redis.Redis) -> None:
     """A server that has forgotten the scripts would answer NOSCRIPT from then on."""
-    rises_across(by_release(client), lambda: void(redis_client.script_flush()))
+    mint = by_release(client)
+    tokens = [mint()]
+    for _ in range(2):
+        redis_client.script_flush()
+        tokens.append(mint())
+    must_rise(tokens)
 
 
+@twin(bugs_leases.by_sha_alone, raises=(fencer.ScriptError,))
 def test_during_script_flush(client: fencer.Fencer, shared_server: Server) -> None:
     """A flush between the refused EVALSHA and its repetition would come out as an error."""
     with flushing(shared_server) as flushes:
@@ -131,12 +93,6 @@ def test_during_script_flush(client: fencer.Fencer, shared_server: Server) -> No
         while flushes() < begun + 200:
             tokens.append(by_release(client)())
     must_rise(tokens)
-
-
-def test_script_flush_fails_a_bare_evalsha(redis_client: redis.Redis) -> None:
-    """The flush would not be one."""
-    with pytest.raises(redis.exceptions.NoScriptError):
-        rises_across(twins.by_sha_only(redis_client), lambda: void(redis_client.script_flush()))
 
 
 # Many at once.
@@ -149,6 +105,7 @@ def handle(count):
     for _ in range(count):
         lease = client.acquire("orders", ttl=30, wait=60)
         grants.append((lease.token, time.monotonic_ns()))
+        time.sleep(0.001)
         left = time.monotonic_ns()
         lease.release()
         grants[-1] += (left,)
@@ -156,10 +113,13 @@ def handle(count):
 """
 
 
+@twin(bugs_leases.hands_on_its_own_token)
 def test_across_contending_processes(redis_client: redis.Redis, shared_server: Server) -> None:
     """Processes that contend would be given one token twice, or a smaller one later."""
     workers = [Worker(CONTENDER, shared_server.unix_url) for _ in range(8)]
     try:
+        for worker in workers:
+            worker.ask(count=0)
         for worker in workers:
             worker.tell(count=25)
         grants = [grant for worker in workers for grant in worker.hear(timeout=60)]
@@ -179,17 +139,13 @@ def of_eight_threads(mint: Mint) -> list[int]:
         return sorted(pool.map(lambda _: mint(), range(200)))
 
 
+@twin(bugs_leases.hands_on_its_own_token)
 def test_across_contending_threads(client: fencer.Fencer) -> None:
     """Threads that share a client would be given one token twice."""
     must_rise(of_eight_threads(by_release(client)))
 
 
-def test_contention_fails_a_counter_in_two_steps(redis_client: redis.Redis) -> None:
-    """The threads would not contend."""
-    with pytest.raises(AssertionError):
-        must_rise(of_eight_threads(twins.read_then_write(redis_client)))
-
-
+@twin(bugs_leases.hands_on_its_own_token)
 def test_dense_tokens_rise_under_contention(connect: Connect, redis_client: redis.Redis) -> None:
     """The option for small numbers would give one number twice."""
     tokens = of_eight_threads(by_release(connect(tokens="dense")))
@@ -205,14 +161,12 @@ class Store:
 
     Args:
         server: the server.
-        key: where the last number issued is kept.
         mint: makes the next one.
     """
 
-    def __init__(self, server: Server, redis_client: redis.Redis, key: str, mint: Mint) -> None:
+    def __init__(self, server: Server, redis_client: redis.Redis, mint: Mint) -> None:
         self.server = server
         self.redis = redis_client
-        self.key = key
         self.tokens: list[int] = []
         self._mint = mint
 
@@ -222,7 +176,7 @@ class Store:
 
     def issued(self) -> int:
         """The number under the key, 0 if there is none."""
-        return int(self.redis.get(self.key) or 0)
+        return int(self.redis.get(TOKEN) or 0)
 
 
 Loss = Callable[[Store], None]
@@ -236,7 +190,7 @@ def flushall(store: Store) -> None:
 
 def forget_the_token(store: Store) -> None:
     """The token key alone is gone."""
-    assert store.redis.delete(store.key)
+    assert store.redis.delete(TOKEN)
 
 
 def eviction(store: Store) -> None:
@@ -246,7 +200,7 @@ def eviction(store: Store) -> None:
     memory: Any = store.redis.info("memory")
     store.redis.config_set("maxmemory", memory["used_memory"] + 300_000)
     number = 0
-    while store.redis.exists(store.key):
+    while store.redis.exists(TOKEN):
         number += 1
         store.redis.set(f"other:{number}", bytes(10_000))
         assert number < 10_000, "nothing was evicted"
@@ -307,20 +261,24 @@ def rises_across_loss(store: Store, lose: Loss) -> None:
     must_rise(store.tokens)
 
 
-LOSSES = [
-    pytest.param("none", flushall, id="flushall"),
-    pytest.param("none", forget_the_token, id="del-token"),
-    pytest.param("none", eviction, id="eviction"),
-    pytest.param("none", crash, id="sigkill-none"),
-    pytest.param("rdb", crash_after_a_snapshot, id="sigkill-rdb"),
-    # Each write is in the file at once, so that it is known what is cut off.
-    pytest.param("aof-always", power_cut, id="power-cut-aof"),
-]
-
-
+@twin(bugs.plain_counter, of="flushall")
+@twin(bugs.plain_counter, of="del-token")
+@twin(bugs.plain_counter, of="eviction")
+@twin(bugs.plain_counter, of="sigkill-none")
+@twin(bugs.plain_counter, of="sigkill-rdb")
+@twin(bugs.plain_counter, of="power-cut-aof")
 @pytest.mark.parametrize(
     ("persistence", "lose"),
-    [*LOSSES, pytest.param("aof-always", crash_with_aof, id="sigkill-aof")],
+    [
+        pytest.param("none", flushall, id="flushall"),
+        pytest.param("none", forget_the_token, id="del-token"),
+        pytest.param("none", eviction, id="eviction"),
+        pytest.param("none", crash, id="sigkill-none"),
+        pytest.param("rdb", crash_after_a_snapshot, id="sigkill-rdb"),
+        # Each write is in the file at once, so that it is known what is cut off.
+        pytest.param("aof-always", power_cut, id="power-cut-aof"),
+        pytest.param("aof-always", crash_with_aof, id="sigkill-aof"),
+    ],
 )
 def test_across_loss(
     make_server: MakeServer, connect: Connect, persistence: str, lose: Loss
@@ -329,23 +287,10 @@ def test_across_loss(
     server = make_server(persistence=persistence)
     mint = by_release(connect(server.unix_url))
     with redis.Redis.from_url(server.unix_url) as direct:
-        rises_across_loss(Store(server, direct, TOKEN, mint), lose)
+        rises_across_loss(Store(server, direct, mint), lose)
 
 
-@pytest.mark.must_break("S1", "S2")
-@pytest.mark.parametrize(("persistence", "lose"), LOSSES)
-def test_loss_fails_a_plain_counter(
-    make_server: MakeServer, history: History, persistence: str, lose: Loss
-) -> None:
-    """The losses above would not be any, and every lock's counter would pass them."""
-    server = make_server(persistence=persistence)
-    with redis.Redis.from_url(server.unix_url) as direct:
-        mint = told(history, twins.plain_counter(direct))
-        store = Store(server, direct, twins.COUNTER, mint)
-        with pytest.raises(AssertionError, match=r"^\[1, 2"):
-            rises_across_loss(store, lose)
-
-
+@twin(bugs_leases.dense_tokens_are_times)
 @pytest.mark.must_break("S1", "S2", "S5")
 def test_loss_fails_dense_tokens(connect: Connect, server: Server) -> None:
     """The documents warn of dense tokens on a store that loses data: they would be wrong."""
@@ -354,9 +299,10 @@ def test_loss_fails_dense_tokens(connect: Connect, server: Server) -> None:
         redis.Redis.from_url(server.unix_url) as direct,
         pytest.raises(AssertionError, match=r"^\[1, 3"),
     ):
-        rises_across_loss(Store(server, direct, TOKEN, mint), flushall)
+        rises_across_loss(Store(server, direct, mint), flushall)
 
 
+@twin(bugs_leases.renews_what_is_forgotten)
 def test_a_held_lease_whose_token_key_is_lost(
     client: fencer.Fencer, redis_client: redis.Redis
 ) -> None:
@@ -370,10 +316,6 @@ def test_a_held_lease_whose_token_key_is_lost(
 
 
 # Tools.
-
-
-def void(_: object) -> None:
-    """Drop a reply."""
 
 
 @contextmanager
