@@ -67,11 +67,12 @@ class Group:
         self.proxy.heal()
         primary = self.at(self.primary)
 
-        def done() -> bool:
+        def have_all() -> bool:
             primary.incr("catching-up")
             return bool(primary.wait(2, 200) == 2)
 
-        await_true(done)
+        # Twice: of a full copy a replica tells before it follows, and that can take a second more.
+        await_true(lambda: have_all() and have_all())
 
     def promote(self, server: Server) -> None:
         """Kill the primary, and make a replica the primary in its place, by hand."""

@@ -1,8 +1,9 @@
 """A server that has lost data: tokens rise, and a lease heals or is lost loudly.
 
 Each loss is met by a holder that believes in its lease, by a rival, and by a guard outside of the
-server. There is never more than one live token, and the guard takes no stale write. Where tokens
-are lost, the same story with dense tokens must fail.
+server. The record tells whether tokens rise, and whether there ever is more than one live token;
+the guard takes no stale write. Where tokens are lost, the record of the same story with dense
+tokens must tell of it.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ from fencer import LeaseLost, NotAcquired, StaleToken, StoreError
 from fencer.drill.proxy import Proxy
 from fencer.embedded import Persistence, Server
 from fencer.guards import MemoryGuard
+from tests.durability import bugs
+from tests.faults import bugs as common
+from tests.faults.planted import no_twin, twin
 from tests.fix_replicas import Group
 from tests.fix_servers import MakeServer
 
@@ -169,18 +173,16 @@ class Story:
         self.holder = store.client("holder", tokens)
         self.rival = store.client("rival", tokens)
         self.guard = MemoryGuard("orders")
-        self.seen = [self._used(self.holder) for _ in range(3)]
+        self._use()
         before(store)
-        self.seen += [self._used(self.holder) for _ in range(3)]
+        self._use()
         self.lease = self.holder.acquire("orders", ttl=TTL)
-        self.seen.append(self.lease.token)
         self.guard.check(self.lease)
         lose(store)
 
-    @staticmethod
-    def _used(client: fencer.Fencer) -> int:
-        with client.acquire("orders", ttl=TTL) as lease:
-            return lease.token
+    def _use(self) -> None:
+        for _ in range(3):
+            assert self.holder.acquire("orders", ttl=TTL).release()
 
     def holder_first(self) -> bool:
         """The holder renews, and then the rival comes; whether the lease lived on."""
@@ -211,7 +213,6 @@ class Story:
 
     def _succeeded(self, other: fencer.Lease) -> None:
         """The rival has it, and nobody else."""
-        assert other.token > max(self.seen), (self.seen, other.token)
         self.guard.check(other)
         with pytest.raises(StaleToken):
             self.guard.check(self.lease)
@@ -244,10 +245,16 @@ class Story:
 
 
 def case(
-    name: str, persistence: Persistence, before: Before, lose: Loss, *, lives: bool | None
+    name: str,
+    persistence: Persistence,
+    before: Before,
+    lose: Loss,
+    *,
+    lives: bool | None,
+    marks: Any = (),
 ) -> Any:
     """A loss; whether the lease lives on, ``None`` if the server decides which key goes."""
-    return pytest.param(persistence, before, lose, lives, id=name)
+    return pytest.param(persistence, before, lose, lives, id=name, marks=marks)
 
 
 LOSSES = [
@@ -269,7 +276,14 @@ NO_LOSSES = [
     case("sigkill-always", "aof-always", nothing, crash, lives=True),
     case("reload", "rdb", nothing, reload, lives=True),
     case("reload-aof", "aof", nothing, reload, lives=True),
-    case("volatile-ttl", "none", nothing, evict_the_lock, lives=None),  # The memory is still full.
+    case(
+        "volatile-ttl",
+        "none",
+        nothing,
+        evict_the_lock,
+        lives=None,
+        marks=pytest.mark.may_break("S4", why="the memory is still full: the lock can go again"),
+    ),
 ]
 """Tokens are kept by these, or only the lock is lost."""
 
@@ -293,9 +307,19 @@ def opened() -> Iterator[ExitStack]:
         yield opened
 
 
-both_orders = pytest.mark.parametrize("order", [Story.holder_first, Story.rival_first])
+both_orders = pytest.mark.parametrize(
+    "order",
+    [
+        Story.holder_first,
+        pytest.param(
+            Story.rival_first,
+            marks=pytest.mark.may_break("S4", why="the holder hears of the loss after the rival"),
+        ),
+    ],
+)
 
 
+@twin(common.plain_counter)
 @both_orders
 @pytest.mark.parametrize(("persistence", "before", "lose", "lives"), [*LOSSES, *NO_LOSSES])
 def test_a_loss(
@@ -314,6 +338,8 @@ def test_a_loss(
     assert order(story) in ((True, False) if lives is None else (lives,))
 
 
+@no_twin("it is one")
+@pytest.mark.must_break("S1", "S2")
 @pytest.mark.parametrize(("persistence", "before", "lose", "lives"), LOSSES)
 def test_a_loss_fails_dense_tokens(
     make_server: MakeServer,
@@ -327,10 +353,11 @@ def test_a_loss_fails_dense_tokens(
     """The losses above would not be any, and every lock's counter would pass them."""
     server = make_server(persistence=persistence, settings=debugging)
     story = Story(Store(server, opened), before, lose, tokens="dense")
-    with pytest.raises(AssertionError, match=r"^\(\[1, 3"):
+    with pytest.raises(StaleToken):
         story.holder_first()
 
 
+@twin(bugs.heals_no_lock)
 def test_eviction_of_the_lock_alone_heals(make_server: MakeServer, opened: ExitStack) -> None:
     """A holder would lose a lease that nobody else has been granted."""
     store = Store(make_server(persistence="none"), opened)
@@ -355,6 +382,7 @@ def failing_over(group: Group) -> Iterator[tuple[Before, Loss]]:
     yield cut, promote
 
 
+@twin(common.plain_counter)
 @both_orders
 def test_a_replica_that_missed_grants(
     group: Group, opened: ExitStack, order: Callable[[Story], bool]
@@ -363,11 +391,3 @@ def test_a_replica_that_missed_grants(
     with failing_over(group) as (before, lose):
         story = Story(Store(group.primary, opened), before, lose)
         assert not order(story)
-
-
-def test_a_replica_that_missed_grants_fails_dense_tokens(group: Group, opened: ExitStack) -> None:
-    """The replica would not have missed any."""
-    with failing_over(group) as (before, lose):
-        story = Story(Store(group.primary, opened), before, lose, tokens="dense")
-        with pytest.raises(AssertionError, match=r"^\(\[1, 3"):
-            story.holder_first()

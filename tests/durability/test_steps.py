@@ -15,6 +15,9 @@ from fencer._steps import Call, Confirm, Confirmed, Enter, Leave, Sleep, Wait, W
 from fencer.durability import Durability, checked, confirm, judge
 from fencer.errors import InvalidArgument, StoreError, StoreUnavailable
 from tests.core.driven import Clock, Driven, Told, told_lease, unavailable
+from tests.durability import bugs
+from tests.faults import bugs as common
+from tests.faults.planted import no_twin, twin
 
 TTL_MS = 10_000
 GRANTED = [b"GRANTED", 7, 1]
@@ -77,6 +80,7 @@ def reached(steps: Driven[Any]) -> int:
 # The grant
 
 
+@twin(bugs.asks_nothing)
 def test_the_question_goes_with_the_script(core: Protocol, clock: Clock) -> None:
     """The question would come on another connection, for which the server has nothing to tell."""
     steps = acquiring(core, clock)
@@ -85,6 +89,7 @@ def test_the_question_goes_with_the_script(core: Protocol, clock: Clock) -> None
     assert steps.result.token == 7
 
 
+@twin(bugs.asks_everybody)
 def test_without_a_durability_nothing_is_asked(clock: Clock) -> None:
     """Everybody would pay for it."""
     steps = acquiring(core_with(clock), clock)
@@ -93,6 +98,7 @@ def test_without_a_durability_nothing_is_asked(clock: Clock) -> None:
     assert steps.result.token == 7
 
 
+@twin(common.gives_nothing_back)
 @pytest.mark.parametrize("number", [0, 1])
 def test_a_grant_that_reached_too_few_is_given_back(
     core: Protocol, clock: Clock, number: int
@@ -111,6 +117,7 @@ def test_a_grant_that_reached_too_few_is_given_back(
     assert "given back" in str(error)
 
 
+@twin(bugs.just_as_many_must_follow)
 def test_more_than_enough_is_enough(core: Protocol, clock: Clock) -> None:
     """A third replica would stop the service."""
     steps = acquiring(core, clock)
@@ -118,6 +125,7 @@ def test_more_than_enough_is_enough(core: Protocol, clock: Clock) -> None:
     assert steps.result.token == 7
 
 
+@twin(bugs.fails_to_give_back)
 def test_what_cannot_be_given_back_hides_nothing(core: Protocol, clock: Clock) -> None:
     """The caller would hear of the second failure, not of the first."""
     steps = acquiring(core, clock)
@@ -126,6 +134,7 @@ def test_what_cannot_be_given_back_hides_nothing(core: Protocol, clock: Clock) -
     assert reached(steps) == 1
 
 
+@twin(bugs.takes_a_refusal_for_an_answer)
 def test_a_question_that_is_refused(core: Protocol, clock: Clock) -> None:
     """A user who may not ask would be told that all is well, or leave the lease held."""
     steps = acquiring(core, clock)
@@ -135,6 +144,7 @@ def test_a_question_that_is_refused(core: Protocol, clock: Clock) -> None:
     assert steps.error.code == "NOPERM"
 
 
+@twin(bugs.wants_an_answer_of_all)
 def test_somebody_else_has_it(core: Protocol, clock: Clock) -> None:
     """Every refused acquire would wait for the replicas, or fail for want of an answer."""
     steps = acquiring(core, clock)
@@ -142,6 +152,7 @@ def test_somebody_else_has_it(core: Protocol, clock: Clock) -> None:
     assert isinstance(steps.error, fencer.NotAcquired)
 
 
+@twin(bugs.claims_nothing)
 def test_asked_again_it_is_renewed_first(core: Protocol, clock: Clock) -> None:
     """An acquire that is asked again may write nothing; what is asked after it says nothing."""
     steps = acquiring(core, clock)
@@ -155,6 +166,7 @@ def test_asked_again_it_is_renewed_first(core: Protocol, clock: Clock) -> None:
     assert reached(steps) == 1
 
 
+@twin(bugs.doubts_every_repetition)
 def test_what_was_never_sent_is_no_doubt(core: Protocol, clock: Clock) -> None:
     """A connection that had to be made anew would cost a renewal."""
     steps = acquiring(core, clock)
@@ -164,6 +176,7 @@ def test_what_was_never_sent_is_no_doubt(core: Protocol, clock: Clock) -> None:
     assert steps.result.token == 7
 
 
+@twin(bugs.waits_out_the_ttl)
 def test_a_short_ttl_is_not_waited_out(core: Protocol, clock: Clock) -> None:
     """The lease would be over when its token is handed out."""
     steps = acquiring(core, clock, ttl_ms=100)
@@ -174,6 +187,7 @@ def test_a_short_ttl_is_not_waited_out(core: Protocol, clock: Clock) -> None:
     assert steps.error.seconds == 0.05
 
 
+@twin(bugs.claims_nothing)
 def test_a_slow_answer_is_made_up_for(core: Protocol, clock: Clock) -> None:
     """A lease whose ttl has passed meanwhile would be handed out as valid."""
     steps = acquiring(core, clock)
@@ -183,6 +197,7 @@ def test_a_slow_answer_is_made_up_for(core: Protocol, clock: Clock) -> None:
     assert steps.result.deadline > clock.now + 9
 
 
+@twin(common.gives_nothing_back)
 def test_an_interrupt_gives_it_back(core: Protocol, clock: Clock) -> None:
     """A caller who presses Ctrl-C while the replicas are slow would leave the lease held."""
     steps = acquiring(core, clock)
@@ -195,6 +210,7 @@ def test_an_interrupt_gives_it_back(core: Protocol, clock: Clock) -> None:
 # In line
 
 
+@twin(bugs.asks_nothing_in_line)
 def test_a_lease_that_is_handed_over(core: Protocol, clock: Clock) -> None:
     """Whoever waited would get a token that nobody has asked the replicas about."""
     steps = in_line(core, clock)
@@ -207,6 +223,7 @@ def test_a_lease_that_is_handed_over(core: Protocol, clock: Clock) -> None:
     assert steps.result.token == 7
 
 
+@twin(common.gives_nothing_back)
 def test_a_lease_that_is_handed_over_and_reaches_too_few(core: Protocol, clock: Clock) -> None:
     """The next in line would wait for a lease that nobody has."""
     steps = in_line(core, clock)
@@ -216,6 +233,7 @@ def test_a_lease_that_is_handed_over_and_reaches_too_few(core: Protocol, clock: 
     assert reached(steps) == 1
 
 
+@twin(bugs.claims_nothing)
 def test_a_grant_that_is_found_in_line(core: Protocol, clock: Clock) -> None:
     """A grant whose message was lost was written by another connection: this one knows nothing."""
     steps = in_line(core, clock)
@@ -241,12 +259,14 @@ def releasing(lease: Told, clock: Clock) -> Driven[bool]:
     return Driven(lease._releasing(True), clock)
 
 
+@twin(bugs.every_renew_is_durable)
 def test_a_plain_renew_does_not_pay(core: Protocol, clock: Clock) -> None:
     """Every heartbeat would wait for the replicas."""
     _, steps = renewing(core, clock, durable=False)
     assert asked(steps, "renew") is None
 
 
+@twin(bugs.ignores_durable)
 def test_a_durable_renew(core: Protocol, clock: Clock) -> None:
     """A caller who asks for it would not get it."""
     lease, steps = renewing(core, clock)
@@ -257,6 +277,7 @@ def test_a_durable_renew(core: Protocol, clock: Clock) -> None:
     assert lease.valid
 
 
+@twin(bugs.looks_at_no_answer)
 def test_a_durable_renew_that_reaches_too_few(core: Protocol, clock: Clock) -> None:
     """A lease that is renewed would be lost, or be given back under its holder's hands."""
     lease, steps = renewing(core, clock)
@@ -270,6 +291,7 @@ def test_a_durable_renew_that_reaches_too_few(core: Protocol, clock: Clock) -> N
     assert lease.valid
 
 
+@twin(bugs.waits_out_the_ttl)
 def test_a_durable_renew_ends_before_the_lease_does(core: Protocol, clock: Clock) -> None:
     """The holder would lose a lease that is renewed, for it waits for the replicas."""
     lease = told_lease(core)
@@ -280,6 +302,7 @@ def test_a_durable_renew_ends_before_the_lease_does(core: Protocol, clock: Clock
     assert question.seconds < lease.remaining()
 
 
+@twin(bugs.wants_an_answer_of_all)
 def test_a_durable_renew_that_is_refused(core: Protocol, clock: Clock) -> None:
     """The loss would be hidden by the want of an answer."""
     lease, steps = renewing(core, clock)
@@ -288,6 +311,7 @@ def test_a_durable_renew_that_is_refused(core: Protocol, clock: Clock) -> None:
     assert not lease.valid
 
 
+@twin(bugs.ignores_durable)
 def test_a_durable_release(core: Protocol, clock: Clock) -> None:
     """A caller who asks for it would not get it."""
     lease = told_lease(core)
@@ -297,6 +321,7 @@ def test_a_durable_release(core: Protocol, clock: Clock) -> None:
     assert steps.result is True
 
 
+@twin(bugs.asks_no_release_again)
 def test_a_durable_release_that_reaches_too_few_can_be_asked_again(
     core: Protocol, clock: Clock
 ) -> None:
@@ -315,6 +340,7 @@ def test_a_durable_release_that_reaches_too_few_can_be_asked_again(
     assert again.result is True
 
 
+@twin(bugs.asks_no_release_again)
 def test_a_durable_release_whose_reply_was_lost(core: Protocol, clock: Clock) -> None:
     """The same, where the first copy was carried out and the second one answered."""
     steps = releasing(told_lease(core), clock)
@@ -328,6 +354,7 @@ def test_a_durable_release_whose_reply_was_lost(core: Protocol, clock: Clock) ->
     assert steps.error.act == "release"
 
 
+@twin(bugs.asks_no_release_again)
 def test_a_release_after_one_that_was_not_answered(core: Protocol, clock: Clock) -> None:
     """The same, over two calls of the holder's."""
     lease = told_lease(core)
@@ -344,6 +371,7 @@ def test_a_release_after_one_that_was_not_answered(core: Protocol, clock: Clock)
     assert steps.result is True
 
 
+@twin(bugs.wants_an_answer_of_all)
 def test_a_durable_release_of_a_lease_that_had_ended(core: Protocol, clock: Clock) -> None:
     """There is nothing to be made safe: it would wait, or fail for want of an answer."""
     steps = releasing(told_lease(core), clock)
@@ -351,6 +379,7 @@ def test_a_durable_release_of_a_lease_that_had_ended(core: Protocol, clock: Cloc
     assert steps.result is False
 
 
+@twin(bugs.ignores_durable)
 @pytest.mark.parametrize(
     "act", [lambda lease: lease._renewing(None, True), lambda lease: lease._releasing(True)]
 )
@@ -366,6 +395,7 @@ def test_durable_takes_a_durability(clock: Clock, act: Callable[[Told], Any]) ->
 # What can be wanted
 
 
+@no_twin("it looks at arguments that are refused")
 @pytest.mark.parametrize("replicas", [0, -1, True, 1.5, "2", None, 1_001])
 def test_replicas_are_checked(replicas: Any) -> None:
     """``Replicated(0)`` would be a promise of nothing."""
@@ -373,6 +403,7 @@ def test_replicas_are_checked(replicas: Any) -> None:
         Replicated(replicas)
 
 
+@no_twin("it looks at arguments that are refused")
 @pytest.mark.parametrize("timeout", [0, -1, 0.0001, float("nan"), float("inf"), "1", None, True])
 def test_timeouts_are_checked(timeout: Any) -> None:
     """0 is for ever on the server."""
@@ -382,6 +413,7 @@ def test_timeouts_are_checked(timeout: Any) -> None:
         Fsynced(timeout=timeout)
 
 
+@no_twin("it looks at arguments that are refused")
 @pytest.mark.parametrize("durability", [1, "all", (), [Replicated(1)], (Replicated(1), 2), Fsynced])
 def test_the_durability_is_checked(durability: Any) -> None:
     """A typo would leave every grant unsafe."""
@@ -389,6 +421,7 @@ def test_the_durability_is_checked(durability: Any) -> None:
         fencer.connect("redis://127.0.0.1:1", durability=durability)
 
 
+@twin(bugs.takes_replicas_for_the_disk)
 def test_both(clock: Clock) -> None:
     """The second would not be asked for, or its answer be taken for that of the first."""
     core = core_with(clock, Replicated(2, timeout=1.0), Fsynced(timeout=2.0))
@@ -406,6 +439,7 @@ def test_both(clock: Clock) -> None:
     assert "disk" in str(error)
 
 
+@twin(bugs.waits_out_the_ttl)
 def test_both_share_the_time(clock: Clock) -> None:
     """Two waits one after the other would outlast the lease."""
     core = core_with(clock, Replicated(1, timeout=5.0), Fsynced(timeout=15.0))
@@ -415,6 +449,7 @@ def test_both_share_the_time(clock: Clock) -> None:
     assert question.questions[-1] == ("WAITAOF", 1, 0, 3_750)
 
 
+@no_twin("it looks at an error alone")
 def test_the_error_can_be_pickled() -> None:
     """It could not come back from a worker process."""
     error = NotDurable("orders", 7, 2, 1, 1.0, act="release")
@@ -439,6 +474,7 @@ def fsynced(info: Any, setting: Any, answer: Any = (1, 0)) -> None:
     judge(wanted, [info, setting, answer], question, ("grant", "orders", 7))
 
 
+@twin(bugs.relies_on_no_everysec, of="everysec", raises=(StoreError,))
 @pytest.mark.parametrize(
     ("info", "setting"),
     [
@@ -447,7 +483,7 @@ def fsynced(info: Any, setting: Any, answer: Any = (1, 0)) -> None:
         (VALKEY_9, {b"appendfsync": b"always"}),
         (REDIS_7, ALWAYS),
         (REDIS_8, ALWAYS),
-        (REDIS_8, EVERYSEC),
+        pytest.param(REDIS_8, EVERYSEC, id="everysec"),
         (REDIS_8, NO),
         (NO, ALWAYS),
     ],
@@ -457,6 +493,7 @@ def test_answers_that_hold(info: Any, setting: Any) -> None:
     fsynced(info, setting)
 
 
+@twin(bugs.relies_on_every_server)
 @pytest.mark.parametrize(
     ("info", "setting", "said"),
     [
@@ -476,6 +513,7 @@ def test_answers_that_come_too_early(info: Any, setting: Any, said: str) -> None
     assert caught.value.code == "NOFSYNC"
 
 
+@twin(bugs.says_it_in_the_servers_words)
 @pytest.mark.parametrize(
     ("message", "said"),
     [

@@ -144,7 +144,11 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Turn the outcome of a twin round."""
     report = yield
-    if TWIN not in item.stash or call.when == "setup":
+    if TWIN not in item.stash:
+        return report
+    if report.skipped:  # as its test is, on this server
+        item.stash[_FOUND] = True
+    if call.when == "setup":
         return report
     if call.excinfo is not None and _is_found(call.excinfo, item.stash[TWIN]):
         item.stash[_FOUND] = True
