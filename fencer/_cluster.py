@@ -20,7 +20,7 @@ import redis
 import redis.asyncio
 import redis.asyncio.cluster
 import redis.cluster
-from redis.exceptions import RedisClusterException, RedisError
+from redis.exceptions import RedisClusterException
 
 from fencer._drive import run, run_async
 from fencer._fork import forget_in_child
@@ -92,27 +92,15 @@ class Nodes:
         return known[1]
 
     def _ask(self, where: Address, step: Call | Command) -> Any:
-        pool = self.redis(where).connection_pool
-        script = step.script.name if isinstance(step, Call) else None
-        try:
-            connection = pool.get_connection()
-        except RedisError as error:
-            raise refusal(error, script, sent=False) from error
-        try:
+        wire = self._wire(where)
+        with wire.lent(step.script.name if isinstance(step, Call) else None) as connection:
             connection.send_command("ASKING")
             connection.read_response()
             connection.send_command(*_words(step))
             reply = connection.read_response()
             if isinstance(step, Call) and step.confirm is not None:
-                return confirmed(connection, step.confirm, reply, self._wire(where).driver)
+                return confirmed(connection, step.confirm, reply, wire.driver)
             return reply
-        except RedisError as error:
-            raise refusal(error, script, sent=script is not None) from error
-        except BaseException:
-            connection.disconnect()
-            raise
-        finally:
-            pool.release(connection)
 
     def _scatter(self, batches: Mapping[Address, Batch]) -> dict[Address, list[Any]]:
         """A thread for each node: one that hangs, even in a connect, must not hold up the rest."""
@@ -197,7 +185,7 @@ class AsyncNodes:
             await self._client.initialize()  # or its aclose() would close nothing
         except RedisClusterException as error:
             raise _unreachable(error) from error
-        except RedisError as error:
+        except Exception as error:
             raise refusal(error, sent=False) from error
         manager = self._client.nodes_manager
         node = self._client.get_node(*where)
@@ -212,28 +200,15 @@ class AsyncNodes:
         return known[1]
 
     async def _ask(self, where: Address, step: Call | Command) -> Any:
-        pool = (await self.redis(where)).connection_pool
-        script = step.script.name if isinstance(step, Call) else None
-        try:
-            connection: Any = await pool.get_connection()
-        except RedisError as error:
-            raise refusal(error, script, sent=False) from error
-        try:
+        wire = await self._wire(where)
+        async with wire.lent(step.script.name if isinstance(step, Call) else None) as connection:
             await connection.send_command("ASKING")
             await connection.read_response()
             await connection.send_command(*_words(step))
             reply = await connection.read_response()
             if isinstance(step, Call) and step.confirm is not None:
-                driver = (await self._wire(where)).driver
-                return await confirmed_async(connection, step.confirm, reply, driver)
+                return await confirmed_async(connection, step.confirm, reply, wire.driver)
             return reply
-        except RedisError as error:
-            raise refusal(error, script, sent=script is not None) from error
-        except BaseException:
-            await connection.disconnect(nowait=True)
-            raise
-        finally:
-            await pool.release(connection)
 
     async def _trip(self, where: Address, batch: Batch) -> list[Any]:
         try:

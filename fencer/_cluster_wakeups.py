@@ -319,7 +319,7 @@ class ThreadClusterWakeups:
                     )
                     listener.reader.start()
             elif listener.connection is not None:
-                with contextlib.suppress(RedisError, OSError):  # Its reader fails, too.
+                with contextlib.suppress(Exception):  # Its reader fails, too.
                     listener.connection.send_command(*order.words, check_health=False)
         if orders:
             self._changed.notify_all()
@@ -339,7 +339,7 @@ class ThreadClusterWakeups:
             finally:
                 with self._changed:
                     listener.pubsub = None
-                with contextlib.suppress(RedisError, OSError):
+                with contextlib.suppress(Exception):
                     pubsub.close()
 
     def _hear(self, where: Address, pubsub: redis.client.PubSub) -> None:
@@ -454,7 +454,7 @@ class TaskClusterWakeups:
                 task.add_done_callback(self._sending.discard)
 
     async def _say(self, connection: Any, order: Order) -> None:
-        with contextlib.suppress(RedisError, OSError):
+        with contextlib.suppress(Exception):  # Its reader fails, too.
             await connection.send_command(*order.words, check_health=False)
 
     async def _read(self, where: Address, listener: _Listener[redis.asyncio.client.PubSub]) -> None:
@@ -481,7 +481,7 @@ class TaskClusterWakeups:
                 idle = 0.0 if self._board.at(where) else idle + _POLL
         finally:
             listener.pubsub = None
-            with contextlib.suppress(RedisError, OSError):
+            with contextlib.suppress(Exception):
                 await pubsub.aclose()
 
     async def _hear(self, where: Address, pubsub: redis.asyncio.client.PubSub) -> None:

@@ -81,6 +81,11 @@ def _valkey(raised: Any) -> Driver:
     )
 
 
+def stream_of(connection: Any) -> Any:
+    """What a connection writes to: another one once it has been made anew; ``None``: nothing."""
+    return getattr(connection, "_sock", None) or getattr(connection, "_writer", None)
+
+
 def _wanted(kind: str, client: object) -> str:
     given = f"{type(client).__module__}.{type(client).__name__}"
     if hasattr(client, "master_for"):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextlib
+import logging
 import threading
 
 from fencer._drive import run, run_async, to_the_end
@@ -17,8 +18,13 @@ from fencer._lease import BaseLease
 from fencer._protocol import Protocol
 from fencer._wire import AsyncWire, Wire
 
+logger = logging.getLogger("fencer")
+
 _GOODBYE = 1.0
 """Seconds to wait for the server when the leases that are kept alive are released at the end."""
+
+_AGAIN = 0.5
+"""Seconds until leases are renewed again after a fault of ours."""
 
 _JOIN = 1.0
 """Seconds to wait for a thread to end."""
@@ -102,7 +108,11 @@ class ThreadKeeping:
                 if not due:
                     self._changed.wait(self._keeper.pause())
                     continue
-            again = run(renewing(due, self._protocol.clock, patience, self._wire.place), self._wire)
+            try:
+                trip = renewing(due, self._protocol.clock, patience, self._wire.place)
+                again = run(trip, self._wire)
+            except Exception:
+                again = _failed(due)
             with self._changed:
                 self._keeper.renewed(again)
 
@@ -172,8 +182,11 @@ class TaskKeeping:
                     await self._pause(0, self._keeper.pause())
                     continue
                 patience = self._keeper.patience()
-                trip = renewing(due, self._protocol.clock, patience, self._wire.place)
-                again = await run_async(trip, self._wire)
+                try:
+                    trip = renewing(due, self._protocol.clock, patience, self._wire.place)
+                    again = await run_async(trip, self._wire)
+                except Exception:
+                    again = _failed(due)
                 self._keeper.renewed(again)
         except asyncio.CancelledError:
             await to_the_end(self._release_all())
@@ -208,3 +221,9 @@ class TaskKeeping:
         if asyncio.current_task() in self._tasks:
             self._tasks = []
             self._wake()
+
+
+def _failed(leases: list[BaseLease]) -> dict[BaseLease, float | None]:
+    """A trip has failed as none should: the others must not be lost to it. When to try again."""
+    logger.exception("renewing %d leases failed, and is tried again", len(leases))
+    return dict.fromkeys(leases, _AGAIN)

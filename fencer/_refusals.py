@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, TypeGuard
 
-from fencer.errors import ScriptError, StoreError, StoreUnavailable
+from fencer.errors import FencerError, ScriptError, StoreError, StoreUnavailable
 
 _ADVICE = {
     "LOADING": "it loads its data; ask again",
@@ -79,8 +79,17 @@ def told(message: str) -> str:
     return f"{message} ({advice})" if advice else message
 
 
+def is_foreign(error: BaseException | None) -> TypeGuard[Exception]:
+    """Whether an exception is to be translated: the driver's, or one that came through it.
+
+    What the driver calls, such as a credential provider of the user's, raises what it likes, and so
+    does a connection that another thread closes in the middle. It is not the server's word.
+    """
+    return isinstance(error, Exception) and not isinstance(error, FencerError)
+
+
 def refusal(error: Exception, script: str | None = None, *, sent: bool = True) -> StoreError:
-    """What the driver's exception means.
+    """What an exception means that came from the driver.
 
     Args:
         error: the exception.
@@ -114,6 +123,8 @@ def refusal(error: Exception, script: str | None = None, *, sent: bool = True) -
             f"the server was demoted meanwhile ({message})", maybe_applied=True, code="UNBLOCKED"
         )
     if "ResponseError" not in kinds:
+        if not kinds & {"RedisError", "ValkeyError"}:
+            message = f"{type(error).__name__}: {message}"
         return StoreUnavailable(f"no answer from the server ({message})", maybe_applied=sent)
     if script is not None and (code in ("WRONGTYPE", "CORRUPT", "EXHAUSTED") or not code):
         line = _LINE.search(message)

@@ -122,10 +122,11 @@ class ThreadWakeups:
                     if pulse.lost() or _moved(pubsub):
                         self._broken(redis.ConnectionError(_LOST))
                         break
-            except self._driver.any as error:
+            except Exception as error:
+                # Not only the driver's own: somebody else may have closed the connection.
                 self._broken(error)
             finally:
-                with contextlib.suppress(self._driver.any):
+                with contextlib.suppress(Exception):
                     pubsub.close()
 
     def _message(self, pubsub: Any) -> Any:
@@ -237,11 +238,11 @@ class TaskWakeups:
                         idle = 0.0 if self._inboxes else idle + _POLL
                         if not self._listening and time.monotonic() > until:
                             break
-                except self._driver.any as error:
+                except Exception as error:
                     await self._tell(listening=False, failure=error)
                     await asyncio.sleep(_BROKEN)
                 finally:
-                    with contextlib.suppress(self._driver.any):
+                    with contextlib.suppress(Exception):
                         await pubsub.aclose()
         finally:
             self._task, self._listening = None, False

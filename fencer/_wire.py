@@ -18,11 +18,11 @@ from typing import Any
 
 import redis
 import redis.asyncio
-from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import NoScriptError
 
-from fencer._drivers import Driver, driver_of
+from fencer._drivers import Driver, driver_of, stream_of
 from fencer._kept import AsyncLine, Kept, Line, kept_of
-from fencer._refusals import refusal, unreached
+from fencer._refusals import is_foreign, refusal, unreached
 from fencer._steps import (
     Batch,
     Call,
@@ -100,7 +100,7 @@ class Wire:
             kept.pool.release(kept.end(line))
             line = None
         if line is None:
-            with self._lent(call.script.name, kept) as connection:
+            with self.lent(call.script.name, kept) as connection:
                 return _answer(connection, call, self.driver)
         try:
             try:
@@ -109,7 +109,7 @@ class Wire:
                 line.send_command(*_by_body(call))
                 reply = line.read_response()
         except BaseException as error:
-            refused = refusal(error, call.script.name) if isinstance(error, RedisError) else None
+            refused = refusal(error, call.script.name) if is_foreign(error) else None
             if refused is None or isinstance(refused, StoreUnavailable):
                 line.connection.disconnect()
                 kept.pool.release(kept.end(line))
@@ -127,7 +127,7 @@ class Wire:
 
     def command(self, words: tuple[str | int, ...]) -> Any:
         """Run a command that only reads, and return its reply as it came."""
-        with self._lent(None) as connection:
+        with self.lent(None) as connection:
             connection.send_command(*words)
             return connection.read_response()
 
@@ -135,7 +135,7 @@ class Wire:
         """Run several scripts in one trip; for each its reply, or the error that it met."""
         outcomes: list[Any] = []
         try:
-            with self._lent("renew") as connection:
+            with self.lent("renew") as connection:
                 commands = connection.pack_commands([_by_sha(call) for call in batch.calls])
                 connection.send_packed_command(commands)
                 patience = min(batch.timeout, connection.socket_timeout or batch.timeout)
@@ -161,7 +161,7 @@ class Wire:
         except StoreError as error:
             return error
 
-    def _lent(self, script: str | None, kept: Kept[Line] | None = None) -> _Loan:
+    def lent(self, script: str | None, kept: Kept[Line] | None = None) -> _Loan:
         """Lend a connection of the pool, and translate what goes wrong with it.
 
         Args:
@@ -197,7 +197,12 @@ class _Loan:
                 if time.monotonic() > until:
                     raise unreached(error, self._pool) from error
                 time.sleep(0.002)
-            except self._driver.any as error:
+            except BaseException as error:
+                if not isinstance(error, self._driver.any):
+                    # It was put back half made: connected, but not logged in, and in database 0.
+                    self._pool.disconnect(inuse_connections=False)
+                if not isinstance(error, Exception):
+                    raise
                 raise unreached(error, self._pool) from error
 
     def __exit__(
@@ -208,7 +213,7 @@ class _Loan:
     ) -> None:
         connection = self._connection
         refused = None
-        if isinstance(error, self._driver.any):
+        if is_foreign(error):
             refused = refusal(error, self._script, sent=self._script is not None)
         if error is not None and (refused is None or isinstance(refused, StoreUnavailable)):
             # A reply that nobody reads must not meet the next request. And where this one was
@@ -270,7 +275,7 @@ class AsyncWire:
             await kept.pool.release(kept.end(line))
             line = None
         if line is None:
-            async with self._lent(call.script.name, kept, call.confirm) as connection:
+            async with self.lent(call.script.name, kept, call.confirm) as connection:
                 return await _async_answer(connection, call, self.driver)
         try:
             try:
@@ -279,7 +284,7 @@ class AsyncWire:
                 await line.send_command(*_by_body(call))
                 reply = await line.read_response()
         except BaseException as error:
-            refused = refusal(error, call.script.name) if isinstance(error, RedisError) else None
+            refused = refusal(error, call.script.name) if is_foreign(error) else None
             if refused is None or isinstance(refused, StoreUnavailable):
                 await line.connection.disconnect(nowait=True)
                 await kept.pool.release(kept.end(line))
@@ -297,7 +302,7 @@ class AsyncWire:
 
     async def command(self, words: tuple[str | int, ...]) -> Any:
         """Run a command that only reads."""
-        async with self._lent(None) as connection:
+        async with self.lent(None) as connection:
             await connection.send_command(*words)
             return await connection.read_response()
 
@@ -306,7 +311,7 @@ class AsyncWire:
         outcomes: list[Any] = []
         try:
             # Not read_response(timeout=...), which returns None and leaves the reply unread.
-            async with asyncio.timeout(batch.timeout), self._lent("renew") as connection:
+            async with asyncio.timeout(batch.timeout), self.lent("renew") as connection:
                 commands = connection.pack_commands([_by_sha(call) for call in batch.calls])
                 await connection.send_packed_command(commands)
                 for call in batch.calls:
@@ -334,12 +339,13 @@ class AsyncWire:
         except StoreError as error:
             return error
 
-    def _lent(
+    def lent(
         self,
         script: str | None,
         kept: Kept[AsyncLine] | None = None,
         confirm: Confirm | None = None,
     ) -> _AsyncLoan:
+        """Lend a connection of the pool, and translate what goes wrong with it."""
         at_once = self._at_once if confirm is None else self._confirming
         return _AsyncLoan(self.client.connection_pool, self.driver, script, kept, at_once)
 
@@ -383,7 +389,9 @@ class _AsyncLoan:
                 if time.monotonic() > until:
                     raise unreached(error, self._pool) from error
                 await asyncio.sleep(0.002)
-            except self._driver.any as error:
+            except Exception as error:  # The driver takes care of a cancellation.
+                if not isinstance(error, self._driver.any):
+                    await self._pool.disconnect(inuse_connections=False)
                 raise unreached(error, self._pool) from error
 
     async def __aexit__(
@@ -394,7 +402,7 @@ class _AsyncLoan:
     ) -> None:
         connection = self._connection
         refused = None
-        if isinstance(error, self._driver.any):
+        if is_foreign(error):
             refused = refusal(error, self._script, sent=self._script is not None)
         try:
             if error is not None and (refused is None or isinstance(refused, StoreUnavailable)):
@@ -448,6 +456,7 @@ def confirmed(connection: Any, confirm: Confirm, reply: Any, driver: Driver) -> 
     """Ask what is to be asked after a script, on its connection. For every wire that blocks."""
     if text(reply[0]) != confirm.status:
         return Confirmed(reply, None)
+    stream = stream_of(connection)
     connection.send_packed_command(connection.pack_commands(confirm.questions))
     answers: list[Any] = []
     for _ in confirm.questions:
@@ -455,6 +464,7 @@ def confirmed(connection: Any, confirm: Confirm, reply: Any, driver: Driver) -> 
             answers.append(driver.reply(connection, _patience(connection, confirm)))
         except driver.response as error:
             answers.append(refusal(error))
+    _check_same(connection, stream)
     return Confirmed(reply, answers)
 
 
@@ -464,6 +474,7 @@ async def confirmed_async(
     """The same for every wire that awaits."""
     if text(reply[0]) != confirm.status:
         return Confirmed(reply, None)
+    stream = stream_of(connection)
     await connection.send_packed_command(connection.pack_commands(confirm.questions))
     answers: list[Any] = []
     for _ in confirm.questions:
@@ -475,7 +486,19 @@ async def confirmed_async(
             await connection.disconnect(nowait=True)
             raise StoreUnavailable("nothing was heard of how safe a grant is", maybe_applied=True)
         answers.append(answer)
+    _check_same(connection, stream)
     return Confirmed(reply, answers)
+
+
+def _check_same(connection: Any, stream: Any) -> None:
+    """Raise if the driver has connected anew, which it does without a word.
+
+    The server then answered for a connection that has written nothing: that all is well.
+    """
+    if stream is None or stream_of(connection) is not stream:
+        raise StoreUnavailable(
+            "the connection broke before the server told how safe a grant is", maybe_applied=True
+        )
 
 
 def _patience(connection: Any, confirm: Confirm) -> float:
