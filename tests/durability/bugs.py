@@ -87,11 +87,16 @@ def asks_elsewhere(patch: pytest.MonkeyPatch) -> None:
     def call(wire: Wire, call: Call) -> Any:
         if call.confirm is None:
             return plain(wire, call)
-        with wire._lent(None) as other:
+        with wire.lent(None) as other:
             reply = plain(wire, replace(call, confirm=None))
             return _wire.confirmed(other, call.confirm, reply, wire.driver)
 
     patch.setattr(Wire, "call", call)
+
+
+def takes_any_connection(patch: pytest.MonkeyPatch) -> None:
+    """The answer counts, whether or not the connection is still the one of the script."""
+    patch.setattr(_wire, "_check_same", lambda connection, stream: None)
 
 
 def ignores_durable(patch: pytest.MonkeyPatch) -> None:
@@ -144,7 +149,7 @@ def waits_in_one_queue(patch: pytest.MonkeyPatch) -> None:
         kind = Loan if confirm is None else _AsyncLoan
         return kind(wire.client.connection_pool, wire.driver, script, kept, wire._at_once)
 
-    patch.setattr(AsyncWire, "_lent", lent)
+    patch.setattr(AsyncWire, "lent", lent)
 
 
 # What an answer means

@@ -15,7 +15,7 @@ import pytest
 import redis
 
 import fencer
-from fencer import NotDurable, Replicated, StoreError, _scripts
+from fencer import NotDurable, Replicated, StoreError, _scripts, _wire
 from fencer.drill.proxy import Proxy
 from fencer.embedded import Server, _find_binary
 from fencer.guards import MemoryGuard
@@ -107,6 +107,51 @@ def test_not_reached(shared_group: Group, connect: Connect, plain: fencer.Fencer
     assert (error.name, error.wanted, error.reached, error.act) == ("orders", 2, 1, "grant")
     assert error.seconds == QUICK
     is_free_again(plain, error)
+
+
+@twin(bugs.takes_any_connection)
+@pytest.mark.parametrize("act", ["grant", "renewal", "release"])
+def test_a_connection_that_is_made_anew_before_the_question(
+    shared_group: Group, connect: Connect, monkeypatch: pytest.MonkeyPatch, act: str
+) -> None:
+    """The driver connects anew without a word, and of a new connection all replicas have heard."""
+    client = connect(
+        shared_group.primary.unix_url, durability=Replicated(2, timeout=QUICK), holder="me"
+    )
+    lease = client.acquire("bills", ttl=60)
+    shared_group.cut()
+    broken = break_once(monkeypatch)
+    do = {
+        "grant": lambda: client.acquire("orders", ttl=60),
+        "renewal": lambda: lease.renew(durable=True),
+        "release": lambda: lease.release(durable=True),
+    }
+    with pytest.raises(NotDurable) as caught:
+        do[act]()
+    assert caught.value.act == act
+    assert broken
+
+
+def break_once(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Break the connection of the next call between its script and the question about it."""
+    broken: list[Any] = []
+    blocks, awaits = _wire.confirmed, _wire.confirmed_async
+
+    def confirmed(connection: Any, *rest: Any) -> Any:
+        if not broken:
+            broken.append(connection)
+            connection.disconnect()
+        return blocks(connection, *rest)
+
+    async def confirmed_async(connection: Any, *rest: Any) -> Any:
+        if not broken:
+            broken.append(connection)
+            await connection.disconnect()
+        return await awaits(connection, *rest)
+
+    monkeypatch.setattr(_wire, "confirmed", confirmed)
+    monkeypatch.setattr(_wire, "confirmed_async", confirmed_async)
+    return broken
 
 
 @twin(bugs.one_more_must_follow, raises=(NotDurable,))
