@@ -75,11 +75,11 @@ def in_script(patch: pytest.MonkeyPatch, name: str, piece: str, by: str) -> None
     _scripts.load.cache_clear()
 
 
-def begin() -> None:
+def begin(patch: pytest.MonkeyPatch | None = None) -> None:
     """Plant the bug in a process that a twin has started."""
     if VARIABLE in os.environ:
         module, name = os.environ[VARIABLE].split(":")
-        getattr(import_module(module), name)(pytest.MonkeyPatch())
+        getattr(import_module(module), name)(patch or pytest.MonkeyPatch())
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -103,13 +103,14 @@ def _twins(items: list[pytest.Function]) -> list[pytest.Function]:
         bug, of = mark.args[0], mark.kwargs["of"]
         item = next(item for item in items if of in item.name)
         callspec = getattr(item, "callspec", None)
-        words = [*([callspec.id] if callspec else []), "with", bug.__name__]
+        name = f"{item.originalname}__with_{bug.__name__}"
         twin = pytest.Function.from_parent(
             item.parent,
-            name=f"{item.originalname}[{'-'.join(words)}]",
+            name=f"{name}[{callspec.id}]" if callspec else name,
             callspec=callspec,
+            callobj=item.obj,
             fixtureinfo=item._fixtureinfo,
-            originalname=item.originalname,
+            originalname=name,
         )
         twin.stash[TWIN] = mark
         made.append(twin)

@@ -13,7 +13,9 @@ processes. ``name`` is the lease's lock key, or what a guard protects.
 - ``lost``, ``released``: its lease has ended, as far as the holder knows.
 - ``renewed``: the server's answer to a renew, a keeper's or a caller's; ``renewing``: one begins.
 - ``joined``: it is in line.
-- ``write``: a guard was shown a token.
+- ``write``: a guard was shown a token; ``name`` is its kind and its resource, which are the same in
+  all processes that write there. A block that a guard lets its holder into is two of them, one when
+  it begins and one when it ends: whoever writes between them has come between check and write.
 - ``elected``, ``stopped``: a callback of an election began, and ended.
 - ``healed``: the fault is over; ``note`` says in how many seconds somebody must be granted.
 """
@@ -22,12 +24,15 @@ from __future__ import annotations
 
 import functools
 import inspect
+import itertools
 import json
 import os
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from fencer import _clock
 from fencer._lease import BaseLease, State
@@ -36,7 +41,7 @@ from fencer.aio import AsyncFencer, AsyncLease
 from fencer.client import Fencer, Lease
 from fencer.drill.record import Event, Outcome, as_dict
 from fencer.errors import LeaseLost, NotAcquired, StaleToken, StoreUnavailable
-from fencer.guards import AsyncRedisGuard, RedisGuard
+from fencer.guards import FileGuard, MemoryGuard
 from fencer.guards._base import BaseGuard
 from tests.faults import planted
 
@@ -53,11 +58,15 @@ class Recorder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        # Kept, for a test may put another one in its place.
+        self._write: Callable[[int, bytes], int] = os.write
 
     def tell(self, event: Event) -> None:
-        os.write(self._file, json.dumps(as_dict(event)).encode() + b"\n")
+        self._write(self._file, json.dumps(as_dict(event)).encode() + b"\n")
 
     def close(self) -> None:
+        """What is told later, by a guard that outlives the test, is told to nobody."""
+        self._write = lambda *_: 0
         os.close(self._file)
 
 
@@ -74,6 +83,26 @@ def begin() -> None:
     planted.begin()
     if VARIABLE in os.environ:
         _look(Recorder(Path(os.environ[VARIABLE])), ExitStack())
+
+
+def told() -> dict[str, str]:
+    """What a process that outlives a test must be told for `during`."""
+    return {name: os.environ[name] for name in (VARIABLE, planted.VARIABLE) if name in os.environ}
+
+
+@contextmanager
+def during(test: Mapping[str, str]) -> Iterator[None]:
+    """What `begin` does, in a process that outlives the test: until the block ends."""
+    with pytest.MonkeyPatch.context() as patch, ExitStack() as undo:
+        patch.delenv(planted.VARIABLE, raising=False)  # It may have been started by a twin.
+        for name, value in test.items():
+            patch.setenv(name, value)
+        planted.begin(patch)
+        if VARIABLE in test:
+            recorder = Recorder(Path(test[VARIABLE]))
+            undo.callback(recorder.close)
+            _look(recorder, undo)
+        yield
 
 
 @contextmanager
@@ -102,9 +131,7 @@ def _look(recorder: Recorder, undo: ExitStack) -> None:
             _wrap(undo, fencer, name, getattr(watch, name.strip("_")))
     for lease in (Lease, AsyncLease):
         _wrap(undo, lease, "renew", watch.renew)
-    for guard in (RedisGuard, AsyncRedisGuard):
-        for name in ("check", "execute", "transaction"):
-            _wrap(undo, guard, name, watch.write)
+    _replace(undo, BaseGuard, "__init__", watch.guard(BaseGuard.__init__))
     _replace(undo, BaseLease, "_settle", watch.settle(BaseLease._settle))
     _replace(undo, BaseLease, "_begin_renewal", watch.begin_renewal(BaseLease._begin_renewal))
     _replace(undo, BaseLease, "_set_out", watch.set_out(BaseLease._set_out))
@@ -124,8 +151,10 @@ def _replace(undo: ExitStack, owner: type, name: str, by: Any) -> None:
 
 def _wrap(undo: ExitStack, owner: type, name: str, told: Callable[..., Any]) -> None:
     """Have ``told(began, outcome, result or error, self, *args)`` called after each call."""
-    plain = getattr(owner, name)
+    _replace(undo, owner, name, _told(getattr(owner, name), told))
 
+
+def _told(plain: Callable[..., Any], told: Callable[..., Any]) -> Callable[..., Any]:
     def tell(begun: float, error: BaseException | None, result: Any, *args: Any) -> None:
         outcome = "ok" if error is None else outcome_of(error)
         told(begun, outcome, error if error is not None else result, *args)
@@ -152,7 +181,44 @@ def _wrap(undo: ExitStack, owner: type, name: str, told: Callable[..., Any]) -> 
         tell(begun, None, result, *args)
         return result
 
-    _replace(undo, owner, name, call_async if inspect.iscoroutinefunction(plain) else call)
+    return call_async if inspect.iscoroutinefunction(plain) else call
+
+
+def _told_blocks(plain: Callable[..., Any], told: Callable[..., Any]) -> Callable[..., Any]:
+    """The same of a block: ``told([began, entered, left], error, *args)``, as far as it came."""
+
+    @contextmanager
+    def block(inner: Any, *args: Any) -> Iterator[Any]:
+        moments = [_clock.now()]
+        try:
+            with inner as inside:
+                moments.append(_clock.now())
+                yield inside
+                moments.append(_clock.now())
+        except BaseException as error:
+            told(moments, error, *args)
+            raise
+        told(moments, None, *args)
+
+    @asynccontextmanager
+    async def block_async(inner: Any, *args: Any) -> AsyncIterator[Any]:
+        moments = [_clock.now()]
+        try:
+            async with inner as inside:
+                moments.append(_clock.now())
+                yield inside
+                moments.append(_clock.now())
+        except BaseException as error:
+            told(moments, error, *args)
+            raise
+        told(moments, None, *args)
+
+    def call(*args: Any) -> Any:
+        inner = plain(*args)
+        is_async = isinstance(inner, AbstractAsyncContextManager)
+        return block_async(inner, *args) if is_async else block(inner, *args)
+
+    return call
 
 
 def _attribute(name: str, tell: Callable[[BaseLease, Any], None]) -> property:
@@ -172,6 +238,7 @@ class _Watch:
 
     def __init__(self, recorder: Recorder) -> None:
         self._recorder = recorder
+        self._guards = itertools.count(1)
 
     def _tell(
         self,
@@ -225,15 +292,56 @@ class _Watch:
     def renew(self, begun: float, outcome: Outcome, result: Any, lease: Any, *_: Any) -> None:
         self._of(lease, "renew", begun, outcome=outcome, note=_note(result))
 
+    def guard(self, plain: Any) -> Any:
+        """Looks at each guard from its beginning: its module may not have been imported before."""
+
+        def init(guard: BaseGuard, *args: Any, **options: Any) -> None:
+            plain(guard, *args, **options)
+            place = functools.partial(_place, guard, next(self._guards))
+            # What a caller commits, or rolls back, is not told; all else goes through `begin`.
+            for name in ("begin",) if hasattr(guard, "begin") else _SHOWN:
+                if found := getattr(guard, name, None):
+                    blocks = name in ("begin", "open")
+                    see = functools.partial(self.block if blocks else self.write, guard, place)
+                    vars(guard)[name] = (_told_blocks if blocks else _told)(found, see)
+
+        return init
+
     def write(
-        self, begun: float, outcome: Outcome, result: Any, guard: Any, shown: Any, *_: Any
+        self,
+        guard: BaseGuard,
+        place: Callable[[], str],
+        begun: float,
+        outcome: Outcome,
+        result: Any,
+        shown: Any,
+        *_: Any,
+        ended: float | None = None,
     ) -> None:
         try:
             token, grant = BaseGuard._claim(guard, shown)
         except Exception:
             return  # It was no token, and nothing was sent.
-        resource = f"{guard._name} at {guard.resource}"
-        self._tell("", "write", resource, begun, outcome, token, grant, _note(result))
+        self._tell("", "write", place(), begun, outcome, token, grant, _note(result), ended)
+
+    def block(
+        self,
+        guard: BaseGuard,
+        place: Callable[[], str],
+        moments: list[float],
+        error: BaseException | None,
+        shown: Any,
+    ) -> None:
+        outcome: Outcome = "ok" if error is None else outcome_of(error)
+        match moments:
+            case [begun]:
+                self.write(guard, place, begun, outcome, error, shown)
+            case [begun, entered, *left]:
+                # What was rolled back has taken its mark along.
+                first: Outcome = "ok" if error is None else "unknown"
+                self.write(guard, place, begun, first, None, shown, ended=entered)
+                for last in left:
+                    self.write(guard, place, last, outcome, error, shown)
 
     def settle(self, plain: Any) -> Any:
         def settle(lease: BaseLease, reply: list[Any], started: float, ttl_ms: int) -> bool:
@@ -298,6 +406,22 @@ class _Watch:
     def ends(self, lease: BaseLease, state: State) -> None:
         if state is not State.LIVE:
             self._of(lease, state.value, _clock.now())
+
+
+_SHOWN = ("check", "execute", "transaction", "script", "put", "open")
+"""What a guard is shown a token by."""
+
+
+def _place(guard: BaseGuard, number: int) -> str:
+    """What a guard protects: its kind and its resource, as all who write there name it."""
+    kind = type(guard).__name__.removeprefix("Async")
+    match guard:
+        case MemoryGuard():  # each has a mark of its own
+            return f"{kind} {guard.resource} {number} of {os.getpid()}"
+        case FileGuard():
+            return f"{kind} {guard.path}"
+        case _:
+            return f"{kind} {guard.resource}"
 
 
 def _key(core: Any, name: Any) -> str:

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from sqlalchemy.ext.asyncio import create_async_engine
 
 import fencer
 from fencer.drill.record import Event, Outcome
 from fencer.embedded import Server
+from fencer.guards import FileGuard
+from fencer.guards.sql import AsyncSQLGuard
 from tests.faults.checker import RULES, check
+from tests.faults.planted import no_twin
 from tests.faults.processes import Worker
 from tests.faults.record import Recorder, read, recording
+from tests.guards import bugs
+
+pytestmark = no_twin("it looks at the checker: the records that it spoils are the twins")
 
 
 class Story:
@@ -219,6 +227,35 @@ def test_other_names_are_others() -> None:
     story.add("d", "acquire", 0.0, 0.1, 10, name="invoices")
     story.add("d", "believes", 0.1, 9.0, 10, name="invoices")
     assert story.broken() == set()
+
+
+@pytest.mark.must_break("S3")
+def test_a_write_between_check_and_write_is_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A guard in two steps would have a good record, which tells only of what it accepted."""
+    bugs.file_in_two_steps(monkeypatch)
+    guard = FileGuard(tmp_path / "orders.json", name="orders")
+    with guard.open(1) as file:
+        guard.write(2, "new")
+        file.write(b"late")
+    assert guard.path.read_text() == "late"
+
+
+@pytest.mark.must_break("S3")
+def test_the_same_is_seen_on_asyncio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The blocks of one of the two APIs would leave no record."""
+    bugs.sql_in_two_steps(monkeypatch)
+
+    async def run() -> None:
+        engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path / 'data.sqlite'}")
+        old, new = AsyncSQLGuard(engine, "orders"), AsyncSQLGuard(engine, "orders")
+        await new.create_table()
+        async with old.begin(1), new.begin(2):
+            pass
+        await engine.dispose()
+
+    asyncio.run(run())
 
 
 WORKER = """

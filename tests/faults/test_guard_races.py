@@ -21,7 +21,8 @@ from fencer import Sequencer, StaleToken
 from fencer._lease import BaseLease
 from fencer.embedded import Server
 from fencer.guards import RedisGuard
-from tests.faults import twins
+from tests.faults import bugs, bugs_guards
+from tests.faults.planted import twin
 from tests.faults.processes import Worker
 from tests.fix_api import plain
 
@@ -70,6 +71,7 @@ def race(write: Write, rounds: int) -> list[Outcome]:
         return [outcome for outcomes in pool.map(writer, range(8)) for outcome in outcomes]
 
 
+@twin(bugs_guards.guard_in_two_steps)
 def test_no_stale_write_lands_between_threads(redis_client: redis.Redis) -> None:
     """A paused holder would overwrite what its successor wrote."""
     guard = RedisGuard(redis_client, "orders")
@@ -103,6 +105,7 @@ def handle(rounds):
 """
 
 
+@twin(bugs_guards.guard_in_two_steps)
 def test_no_stale_write_lands_between_processes(
     redis_client: redis.Redis, shared_server: Server
 ) -> None:
@@ -124,39 +127,7 @@ def test_no_stale_write_lands_between_processes(
     assert not all(accepted for _, accepted in outcomes), "nothing was late"
 
 
-def test_a_guard_in_two_steps_fails(redis_client: redis.Redis) -> None:
-    """The writers would not race."""
-    guard = twins.TwoStepGuard(redis_client, "orders")
-    outcomes = race(lambda token: guard.execute(token, "RPUSH", WRITTEN, str(token)), rounds=5)
-    with pytest.raises(AssertionError):
-        never_goes_back(redis_client, outcomes)
-
-
-def test_a_write_between_check_and_write_in_two_steps(redis_client: redis.Redis) -> None:
-    """The planted bug would not be one: here it is, step by step."""
-    new, checked, written_by_new = twins.TwoStepGuard(redis_client, "orders"), *events(2)
-
-    class Paused(twins.TwoStepGuard):
-        def pause(self) -> None:
-            checked.set()
-            written_by_new.wait(10)
-
-    old = Paused(redis_client, "orders")
-    thread = threading.Thread(target=lambda: old.execute(1, "RPUSH", WRITTEN, "1"))
-    thread.start()
-    checked.wait(10)
-    new.execute(2, "RPUSH", WRITTEN, "2")
-    written_by_new.set()
-    thread.join()
-    with pytest.raises(AssertionError, match=r"\[2, 1\]"):
-        never_goes_back(redis_client, [(1, True), (2, True)])
-
-
-def events(count: int) -> list[threading.Event]:
-    """Some events."""
-    return [threading.Event() for _ in range(count)]
-
-
+@twin(bugs_guards.guard_runs_one_by_one)
 def test_a_transaction_is_seen_as_a_whole(redis_client: redis.Redis) -> None:
     """A reader would see one key of the old holder beside one of the new."""
     guard = RedisGuard(redis_client, "orders", tag="orders")
@@ -183,6 +154,7 @@ def test_a_transaction_is_seen_as_a_whole(redis_client: redis.Redis) -> None:
     assert all(a == b for a, b in seen)
 
 
+@twin(bugs_guards.guard_takes_each_once)
 def test_a_token_may_write_many_times(client: fencer.Fencer, redis_client: redis.Redis) -> None:
     """A holder would be fenced off by its own first write."""
     lease = plain(client.acquire("orders"))
@@ -198,6 +170,7 @@ def rival(lease: BaseLease) -> Sequencer:
     return Sequencer(lease.name, lease.token, "f" * 32, "another")
 
 
+@twin(bugs_guards.guard_knows_no_grants)
 @pytest.mark.parametrize("swapped", [False, True])
 def test_of_two_grants_with_one_token_the_second_is_refused(
     client: fencer.Fencer, redis_client: redis.Redis, swapped: bool
@@ -217,6 +190,7 @@ def test_of_two_grants_with_one_token_the_second_is_refused(
     assert redis_client.get("balance") == b"first"
 
 
+@twin(bugs_guards.guard_knows_no_grants)
 def test_of_many_grants_with_one_token_one_is_accepted(redis_client: redis.Redis) -> None:
     """Grants that show one token at the same time would all be let in."""
     guard = RedisGuard(redis_client, "orders")
@@ -234,6 +208,7 @@ def test_of_many_grants_with_one_token_one_is_accepted(redis_client: redis.Redis
     assert len(set(written(redis_client))) == 1
 
 
+@twin(bugs_guards.guard_knows_no_grants)
 def test_a_grant_that_comes_after_its_bare_token(
     client: fencer.Fencer, redis_client: redis.Redis
 ) -> None:
@@ -246,6 +221,7 @@ def test_a_grant_that_comes_after_its_bare_token(
         guard.check(rival(lease))
 
 
+@twin(bugs.guards_nothing)
 @pytest.mark.may_break("S4", why="the lock key is deleted while its holder believes")
 def test_an_announced_token_shuts_the_older_ones_out(
     client: fencer.Fencer, redis_client: redis.Redis

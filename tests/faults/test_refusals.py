@@ -11,7 +11,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,8 @@ from fencer import ScriptError, StoreError, StoreUnavailable
 from fencer.drill.proxy import Proxy
 from fencer.embedded import Server
 from fencer.guards import RedisGuard
+from tests.faults import bugs, bugs_guards
+from tests.faults.planted import twin
 from tests.fix_api import Connect, on_threads, plain
 from tests.fix_servers import MakeServer
 
@@ -79,6 +81,7 @@ def unavailable(*, maybe_applied: bool, says: str) -> Iterator[None]:
 # States of the server.
 
 
+@twin(bugs_guards.outages_are_for_good)
 def test_a_replica(make_server: MakeServer, connect: Connect) -> None:
     """A client that is led to a replica would not be told to look for the primary."""
     at_once = {"repl-diskless-sync-delay": "0"}
@@ -98,6 +101,7 @@ def test_a_replica(make_server: MakeServer, connect: Connect) -> None:
     assert wrong.inspect("orders").token == lease.token
 
 
+@twin(bugs_guards.gives_no_advice)
 def test_a_replica_without_its_primary(server: Server, ours: fencer.Fencer) -> None:
     """Data of unknown age would be taken for the truth."""
     with redis.Redis.from_url(server.unix_url) as store:
@@ -109,6 +113,7 @@ def test_a_replica_without_its_primary(server: Server, ours: fencer.Fencer) -> N
             assert caught.value.code == "MASTERDOWN"
 
 
+@twin(bugs_guards.outages_are_for_good)
 def test_too_few_replicas(ours: fencer.Fencer, store: redis.Redis) -> None:
     """A server that must not write alone would seem to be broken."""
     store.config_set("min-replicas-to-write", 1)
@@ -116,6 +121,7 @@ def test_too_few_replicas(ours: fencer.Fencer, store: redis.Redis) -> None:
         ours.acquire("orders")
 
 
+@twin(bugs_guards.renew_needs_memory, raises=(StoreError,))
 def test_out_of_memory(ours: fencer.Fencer, store: redis.Redis) -> None:
     """A full server would take new leases in part, or end those that are held."""
     lease = ours.acquire("orders", ttl=60)
@@ -137,6 +143,7 @@ def test_out_of_memory(ours: fencer.Fencer, store: redis.Redis) -> None:
     assert ours.acquire("orders").token > lease.token
 
 
+@twin(bugs_guards.guard_tells_no_code)
 def test_out_of_memory_in_a_guarded_command(store: redis.Redis) -> None:
     """The writer would not learn that the server is full: the same fault, another error."""
     guard = RedisGuard(store, "orders")
@@ -148,6 +155,7 @@ def test_out_of_memory_in_a_guarded_command(store: redis.Redis) -> None:
     assert not store.exists("balance")
 
 
+@twin(bugs_guards.refusals_are_outages)
 def test_a_disk_that_cannot_be_written(make_server: MakeServer, connect: Connect) -> None:
     """A server that refuses writes for its disk's sake would seem to be broken."""
     server = make_server(persistence="rdb")
@@ -172,6 +180,7 @@ def persistence(store: redis.Redis) -> Any:
     return store.info("persistence")
 
 
+@twin(bugs_guards.always_maybe_applied)
 def test_loading(make_server: MakeServer, connect: Connect, tmp_path: Path) -> None:
     """A server that has just been restarted would look like a broken one, or like a free name."""
     folder = tmp_path / "data"
@@ -200,6 +209,7 @@ def test_loading(make_server: MakeServer, connect: Connect, tmp_path: Path) -> N
         ours.acquire("orders")
 
 
+@twin(bugs_guards.refusals_are_outages)
 def test_a_busy_script(server: Server, ours: fencer.Fencer, store: redis.Redis) -> None:
     """A server that is blocked by somebody's script would seem to be down."""
     lease = ours.acquire("orders", ttl=60)
@@ -243,6 +253,11 @@ def endless_script(server: Server) -> Iterator[threading.Event]:
     try:
         yield ended
     finally:
+        with (
+            redis.Redis.from_url(server.unix_url) as other,
+            suppress(redis.ResponseError),  # It has been killed before.
+        ):
+            other.script_kill()
         thread.join()
 
 
@@ -258,6 +273,7 @@ def is_busy(store: redis.Redis) -> bool:
 # Permissions.
 
 
+@twin(bugs_guards.refusals_are_outages)
 def test_a_wrong_password(make_server: MakeServer, connect: Connect) -> None:
     """A typing error in the URL would look like an outage."""
     server = make_server(persistence="none", settings={"requirepass": "secret"})
@@ -311,6 +327,7 @@ READS_BY = {"renew": "mget", "heal": "mget", "release": "mget", "guard": "evalsh
 """The command without which an operation cannot even look, where that is not GET."""
 
 
+@twin(bugs_guards.release_undoes_nothing, of="release-del")
 @on_threads
 @pytest.mark.parametrize(
     "missing",
@@ -341,6 +358,7 @@ def test_a_missing_permission(
         assert missing not in ("evalsha", READS_BY.get(operation, "get"))
 
 
+@twin(bugs_guards.needs_its_history, of="xadd")
 @pytest.mark.parametrize("missing", ["xadd", "xrevrange"])
 def test_history_without_its_permissions(
     server: Server, store: redis.Redis, connect: Connect, missing: str
@@ -357,6 +375,7 @@ def test_history_without_its_permissions(
         assert everything(store) == before
 
 
+@twin(bugs_guards.refusals_are_outages)
 def test_keys_of_others(server: Server, store: redis.Redis, connect: Connect) -> None:
     """A user who may not touch our keys would hear something else."""
     acl(store, "resetkeys", "~other:*")
@@ -388,6 +407,8 @@ FOREIGN: dict[str, Callable[[redis.Redis, str], object]] = {
 }
 
 
+@twin(bugs.releases_without_compare, of="release-lock-text")
+@twin(bugs.renews_without_compare, of="renew-lock-text")
 @on_threads
 @pytest.mark.parametrize("value", FOREIGN)
 @pytest.mark.parametrize("key", ["lock", "token", "info", "history", "guard"])
@@ -400,9 +421,10 @@ def test_foreign_data_is_left_alone(
     call = operate(operation, client, redis_client, redis_client)
     redis_client.delete(KEYS[key])
     FOREIGN[value](redis_client, KEYS[key])
-    theirs, before = redis_client.dump(KEYS[key]), everything(redis_client)
+    before = everything(redis_client)
     error = outcome(call)
-    assert redis_client.dump(KEYS[key]) == theirs
+    theirs = KEYS[key].encode()
+    assert everything(redis_client).get(theirs) == before[theirs]
     if error is not None:
         assert everything(redis_client) == before
     if isinstance(error, ScriptError):
@@ -414,6 +436,7 @@ def test_foreign_data_is_left_alone(
         assert "by hand" in str(error)
 
 
+@twin(bugs_guards.names_no_line)
 @pytest.mark.parametrize("key", ["lock", "token", "info", "history"])
 def test_a_key_of_the_wrong_type(
     client: fencer.Fencer, redis_client: redis.Redis, key: str
@@ -429,6 +452,7 @@ def test_a_key_of_the_wrong_type(
     assert f"lua/acquire.lua:{caught.value.line}:" in str(caught.value)
 
 
+@twin(bugs_guards.gives_no_advice)
 def test_inspect_of_foreign_data(client: fencer.Fencer, redis_client: redis.Redis) -> None:
     """An operator who asks who has the lease would get a traceback."""
     redis_client.set(KEYS["lock"], "theirs")
@@ -447,6 +471,7 @@ def test_inspect_of_foreign_data(client: fencer.Fencer, redis_client: redis.Redi
         client.inspect("orders")
 
 
+@twin(bugs_guards.mints_beyond_the_last)
 def test_no_token_is_left(client: fencer.Fencer, redis_client: redis.Redis) -> None:
     """Numbers beyond 2^53 would be rounded, and two tokens be one."""
     redis_client.set(KEYS["token"], 2**53 - 1)
@@ -457,6 +482,7 @@ def test_no_token_is_left(client: fencer.Fencer, redis_client: redis.Redis) -> N
 # No answer.
 
 
+@twin(bugs_guards.always_maybe_applied)
 def test_connection_refused(connect: Connect) -> None:
     """A caller could not know that nothing can have happened."""
     url = f"redis://127.0.0.1:{free_port()}/0"
@@ -476,6 +502,7 @@ def test_connection_refused(connect: Connect) -> None:
             ask()
 
 
+@twin(bugs_guards.always_maybe_applied)
 def test_a_server_that_goes_away(server: Server, ours: fencer.Fencer) -> None:
     """A holder would lose its lease to a short outage, or not hear that release failed."""
     lease, other = ours.acquire("orders", ttl=60), ours.acquire("invoices", ttl=60)
@@ -488,6 +515,7 @@ def test_a_server_that_goes_away(server: Server, ours: fencer.Fencer) -> None:
     assert not other.valid
 
 
+@twin(bugs_guards.never_maybe_applied)
 def test_a_connection_that_is_cut_in_mid_call(server: Server, ours: fencer.Fencer) -> None:
     """A caller would believe that nothing happened when it may have."""
     lease = ours.acquire("orders", ttl=60)
@@ -500,19 +528,33 @@ def test_a_connection_that_is_cut_in_mid_call(server: Server, ours: fencer.Fence
     assert lease.valid
 
 
-def test_a_frozen_server(server: Server, connect: Connect, ours: fencer.Fencer) -> None:
+@twin(bugs_guards.grants_for_good)
+def test_a_frozen_server(
+    server: Server, connect: Connect, ours: fencer.Fencer, store: redis.Redis
+) -> None:
     """A call that was given up runs when the server wakes: it would block the name for good."""
+    ours.inspect("orders")
+    before = connections(store)
     hasty = connect(server.unix_url, socket_timeout=0.2)
-    hasty.inspect("orders")
+    hasty.acquire("invoices").release()  # so that it is connected, and its scripts are known
     server.pause()
     with unavailable(maybe_applied=True, says="no answer"):
         hasty.acquire("orders", ttl=1)
     server.resume()
+    await_true(lambda: connections(store) <= before)  # all that was sent has been done
+    assert ours.history("orders")[0].event == "grant", "it came late, and was granted"
+    assert store.pttl(KEYS["lock"]) != -1
     lease = ours.acquire("orders", ttl=60, wait=10)
-    time.sleep(0.1)
     lease.renew()
 
 
+def connections(store: redis.Redis) -> set[str]:
+    """The ids of all connections of the server."""
+    listed: list[dict[str, str]] = store.client_list()
+    return {each["id"] for each in listed}
+
+
+@twin(bugs_guards.never_maybe_applied)
 def test_all_replies_lost(client: fencer.Fencer, shared_server: Server, connect: Connect) -> None:
     """A caller would believe that nothing happened when it did."""
     with Proxy(("127.0.0.1", shared_server.port)) as proxy:
@@ -522,6 +564,7 @@ def test_all_replies_lost(client: fencer.Fencer, shared_server: Server, connect:
             far.acquire("orders")
 
 
+@twin(bugs_guards.never_maybe_applied)
 def test_all_replies_to_a_guard_lost(redis_client: redis.Redis, shared_server: Server) -> None:
     """A writer would believe that nothing happened when it did."""
     with (
@@ -533,6 +576,7 @@ def test_all_replies_to_a_guard_lost(redis_client: redis.Redis, shared_server: S
             RedisGuard(far, "orders").check(5)
 
 
+@twin(bugs_guards.always_maybe_applied)
 def test_a_pool_that_is_exhausted(
     redis_client: redis.Redis, shared_server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -557,6 +601,7 @@ async def exhaust_and_acquire(url: str) -> None:
         assert await lease.release()
 
 
+@twin(bugs_guards.always_maybe_applied)
 def test_a_pool_of_asyncio_that_is_exhausted(
     redis_client: redis.Redis, shared_server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -565,6 +610,7 @@ def test_a_pool_of_asyncio_that_is_exhausted(
     asyncio.run(exhaust_and_acquire(shared_server.unix_url))
 
 
+@twin(bugs_guards.always_maybe_applied)
 def test_a_server_that_takes_no_more_clients(
     server: Server, connect: Connect, store: redis.Redis
 ) -> None:

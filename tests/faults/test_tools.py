@@ -22,10 +22,13 @@ from redis.retry import Retry
 
 from fencer.drill.proxy import Proxy
 from fencer.errors import InvalidArgument
+from tests.faults.planted import no_twin
 from tests.faults.processes import Worker, WorkerError
 
 if TYPE_CHECKING:
     from tests.faults.clock import ServerClock
+
+pytestmark = no_twin("it looks at the tools, not at Fencer")
 
 
 @contextmanager

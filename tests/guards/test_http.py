@@ -27,7 +27,11 @@ from fencer.guards._base import Token
 from fencer.guards.http import HEADER, STATE, FencingASGI, FencingWSGI, header
 from fencer.guards.httpx import FencingAuth, raise_for_fencing
 from fencer.sequencer import Sequencer
+from tests.faults.planted import twin
 from tests.faults.processes import Worker
+from tests.guards import bugs
+
+recorded = pytest.mark.usefixtures("history")
 
 KEY = b"0123456789abcdef"
 PROCESS = """
@@ -253,6 +257,8 @@ def test_only_sealed_tokens_count_where_there_are_keys(serve: Serve, app: App) -
     assert guard.highest() == 5
 
 
+@twin(bugs.http_tells_strangers)
+@recorded
 def test_a_guard_that_cannot_be_asked_lets_nobody_through(
     serve: Serve, app: App, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -316,6 +322,8 @@ def test_a_slow_guard_for_threads_does_not_stop_the_server(app: App) -> None:
     assert replies == [200]
 
 
+@twin(bugs.redis_mark_in_the_process)
+@recorded
 def test_several_processes_share_one_mark(shared_server: Server, redis_client: redis.Redis) -> None:
     """A stale holder would only have to ask another process of the service."""
     with ExitStack() as opened:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -10,6 +11,10 @@ import fencer
 from fencer.errors import InvalidArgument, StaleToken
 from fencer.guards import Guard, MemoryGuard
 from fencer.sequencer import Sequencer
+from tests.faults.planted import twin
+from tests.guards import bugs
+
+recorded = pytest.mark.usefixtures("history")
 
 
 @pytest.fixture
@@ -32,6 +37,8 @@ def test_a_block_of_an_older_holder_is_not_entered(guard: MemoryGuard) -> None:
     assert (caught.value.token, caught.value.highest) == (1, 2)
 
 
+@twin(bugs.memory_in_two_steps)
+@recorded
 def test_others_wait_until_the_block_ends(guard: MemoryGuard) -> None:
     """A newer holder would write in the middle of an older one's block."""
     order: list[str] = []
@@ -43,7 +50,7 @@ def test_others_wait_until_the_block_ends(guard: MemoryGuard) -> None:
     with guard.begin(1):
         thread = threading.Thread(target=newer)
         thread.start()
-        thread.join(0.05)
+        thread.join(0.2)
         order.append("older")
     thread.join()
     assert order == ["older", "newer"]
@@ -67,6 +74,8 @@ def test_a_block_that_fails_keeps_the_mark_and_lets_others_in(guard: MemoryGuard
         guard.check(1)
 
 
+@twin(bugs.memory_in_two_steps)
+@recorded
 def test_many_threads_leave_the_newest(guard: MemoryGuard) -> None:
     """Threads would overtake each other between check and write."""
     value = [0]
@@ -80,11 +89,8 @@ def test_many_threads_leave_the_newest(guard: MemoryGuard) -> None:
             except StaleToken:
                 pass
 
-    threads = [threading.Thread(target=write, args=(range(n, 2_000, 4),)) for n in range(1, 5)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(write, [range(n, 2_000, 4) for n in range(1, 5)]))
     assert value == [guard.highest()] == [1_999]
 
 

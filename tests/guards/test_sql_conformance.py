@@ -11,15 +11,15 @@ import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from fencer.guards import testing
 from fencer.guards._base import Token
 from fencer.guards.sql import AsyncSQLGuard, SQLGuard, _is_conflict
-from fencer.guards.testing import NonConforming, conform, conform_async
+from fencer.guards.testing import conform, conform_async
+from tests.faults.planted import twin
 from tests.fix_sql import LEVELS, Database, OpenDatabase, data
+from tests.guards import bugs
 
 MakeEngine = Callable[..., sa.Engine]
 ROUNDS = 30
-TWO_STEPS = {testing.BACK, testing.SMALLER, testing.ANNOUNCED, testing.RIVAL}
 
 
 class RolledBackError(Exception):
@@ -94,15 +94,7 @@ class RowInMyTransaction(Row):
             connection.execute(_put(self.resource, value))
 
 
-class RowInTwoTransactions(Row):
-    """The check is committed before the write begins."""
-
-    def write_once(self, token: Token, value: str) -> None:
-        self.guard.check(token)
-        with self.engine.begin() as connection:
-            connection.execute(_put(self.resource, value))
-
-
+@twin(bugs.sql_in_two_steps, of="READ COMMITTED")
 @pytest.mark.parametrize(("dialect", "level"), LEVELS)
 def test_it_conforms(
     dialect: str, level: str, open_database: OpenDatabase, make_engine: MakeEngine
@@ -112,16 +104,10 @@ def test_it_conforms(
     conform(lambda resource: Row(engine, resource), rounds=ROUNDS, fail=Row.fail)
 
 
+@twin(bugs.sql_compares_nothing, of="sqlite")
 def test_it_conforms_in_the_callers_transaction(engine: sa.Engine) -> None:
     """A check in a transaction that the caller already has would not protect it."""
     conform(lambda resource: RowInMyTransaction(engine, resource), rounds=ROUNDS)
-
-
-def test_two_steps_are_found(engine: sa.Engine) -> None:
-    """The tests above would pass for a guard that protects nothing."""
-    with pytest.raises(NonConforming) as caught:
-        conform(lambda resource: RowInTwoTransactions(engine, resource), rounds=1_000)
-    assert caught.value.rule in TWO_STEPS
 
 
 class AsyncRow:
@@ -154,15 +140,6 @@ class AsyncRow:
             raise RolledBackError
 
 
-class AsyncRowInTwoTransactions(AsyncRow):
-    """The check is committed before the write begins."""
-
-    async def write(self, token: Token, value: str) -> None:
-        await self.guard.check(token)
-        async with self.engine.begin() as connection:
-            await connection.execute(_put(self.resource, value))
-
-
 def _conform_async(database: Database, maker: sa.Engine, url: str, **options: Any) -> None:
     kind = options.pop("kind")
 
@@ -176,6 +153,7 @@ def _conform_async(database: Database, maker: sa.Engine, url: str, **options: An
     asyncio.run(run())
 
 
+@twin(bugs.sql_in_two_steps)
 @pytest.mark.parametrize("driver", [0, 1])
 def test_the_asyncio_twin_conforms(driver: int, database: Database, engine: sa.Engine) -> None:
     """The twin would break a rule of the family on this driver."""
@@ -183,11 +161,3 @@ def test_the_asyncio_twin_conforms(driver: int, database: Database, engine: sa.E
         pytest.skip("this database has one asyncio driver here")
     url = database.async_urls[driver]
     _conform_async(database, engine, url, kind=AsyncRow, rounds=ROUNDS, fail=AsyncRow.fail)
-
-
-def test_two_steps_of_the_asyncio_twin_are_found(database: Database, engine: sa.Engine) -> None:
-    """The test above would pass for a guard that protects nothing."""
-    url = database.async_urls[0]
-    with pytest.raises(NonConforming) as caught:
-        _conform_async(database, engine, url, kind=AsyncRowInTwoTransactions, rounds=1_000)
-    assert caught.value.rule in TWO_STEPS

@@ -10,7 +10,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -19,8 +19,13 @@ from sqlalchemy.exc import DBAPIError
 
 from fencer.errors import StaleToken
 from fencer.guards.sql import SQLGuard, _is_conflict
+from tests.faults import record
+from tests.faults.planted import twin
 from tests.faults.processes import Worker, WorkerError
-from tests.fix_sql import DIALECTS, LEVELS, Database, OpenDatabase, data, journal
+from tests.fix_sql import LEVELS, Database, OpenDatabase, data, journal
+from tests.guards import bugs
+
+pytestmark = pytest.mark.usefixtures("history")
 
 MakeEngine = Callable[..., sa.Engine]
 MODULE = "tests.guards.test_sql_processes"
@@ -41,14 +46,6 @@ def write(connection: sa.Connection, resource: str, token: int, note: str) -> No
     connection.execute(sa.insert(journal).values(resource=resource, token=token, note=note))
 
 
-@contextmanager
-def in_two_steps(guard: SQLGuard, engine: sa.Engine, token: int) -> Iterator[sa.Connection]:
-    """The planted bug: the check is over before the write begins."""
-    guard.check(token)
-    with engine.begin() as connection:
-        yield connection
-
-
 def start() -> Callable[..., Any]:
     """Return a handler that does one thing per message, and remembers an open transaction."""
     open_one = ExitStack()
@@ -56,13 +53,13 @@ def start() -> Callable[..., Any]:
 
     def handle(step: str, **args: Any) -> Any:
         if step == "attempts":
-            return attempts(**args)
+            with record.during(args.pop("test")):
+                return attempts(**args)
         if step == "enter":
             engine = sa.create_engine(args["url"])
-            guard = SQLGuard(engine, args["resource"])
             open_one.callback(engine.dispose)
-            way = in_two_steps(guard, engine, args["token"]) if args["bug"] else None
-            current.append(open_one.enter_context(way or guard.begin(args["token"])))
+            block = SQLGuard(engine, args["resource"]).begin(args["token"])
+            current.append(open_one.enter_context(block))
         elif step == "write":
             write(current[-1], **args)
         elif step == "commit":
@@ -72,9 +69,7 @@ def start() -> Callable[..., Any]:
     return handle
 
 
-def attempts(
-    url: str, level: str, resource: str, writer: int, count: int, bug: bool
-) -> dict[str, Any]:
+def attempts(url: str, level: str, resource: str, writer: int, count: int) -> dict[str, Any]:
     """Write with tokens that rise over all processes, and with some that have had their time."""
     engine = sa.create_engine(url, isolation_level=level)
     guard = SQLGuard(engine, resource)
@@ -88,9 +83,8 @@ def attempts(
                 token = (time.monotonic_ns() // 1_000 - late_us) * WRITERS + writer
             note = f"{token}-{number}"
             while True:
-                way = in_two_steps(guard, engine, token) if bug else guard.begin(token)
                 try:
-                    with way as connection:
+                    with guard.begin(token) as connection:
                         write(connection, resource, token, note)
                     told["accepted"].append(note)
                 except StaleToken:
@@ -155,7 +149,10 @@ def faults(engine: sa.Engine, resource: str, accepted: Sequence[str]) -> list[st
 def writers() -> Iterator[list[Worker]]:
     """Sixteen processes, for all tests of this module that leave them alive."""
     with ExitStack() as stack:
-        yield [stack.enter_context(Worker(MODULE)) for _ in range(WRITERS)]
+        started = [stack.enter_context(Worker(MODULE)) for _ in range(WRITERS)]
+        for writer in started:
+            writer.ask(step="ready", timeout=120)
+        yield started
 
 
 def let_all_write(
@@ -165,7 +162,6 @@ def let_all_write(
     resource: str,
     *,
     count: int = ATTEMPTS,
-    bug: bool = False,
 ) -> None:
     for number, writer in enumerate(writers):
         writer.tell(
@@ -175,7 +171,7 @@ def let_all_write(
             resource=resource,
             writer=number,
             count=count,
-            bug=bug,
+            test=record.told(),
         )
 
 
@@ -183,6 +179,7 @@ def hear_all(writers: list[Worker]) -> list[dict[str, Any]]:
     return [writer.hear(timeout=60) for writer in writers]
 
 
+@twin(bugs.sql_in_two_steps, of="READ COMMITTED")
 @pytest.mark.slow
 @pytest.mark.parametrize(("dialect", "level"), LEVELS)
 def test_sixteen_writers_never_take_the_resource_back(
@@ -206,27 +203,6 @@ def test_sixteen_writers_never_take_the_resource_back(
     assert sum(each["stale"] for each in told) > WRITERS, "no stale writer was there to refuse"
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("dialect", DIALECTS)
-def test_sixteen_writers_in_two_steps_are_found_out(
-    dialect: str,
-    open_database: OpenDatabase,
-    make_engine: MakeEngine,
-    writers: list[Worker],
-    resource: str,
-) -> None:
-    """The test above would pass for a guard that protects nothing."""
-    database = open_database(dialect)
-    engine = make_engine(database)
-    new(engine, resource)
-    # SERIALIZABLE would end many of the transactions that do the damage.
-    level = "SERIALIZABLE" if dialect == "sqlite" else "READ COMMITTED"
-    let_all_write(writers, database.url, level, resource, count=15, bug=True)
-    told = hear_all(writers)
-    accepted = [note for each in told for note in each["accepted"]]
-    assert faults(engine, resource, accepted)
-
-
 def wait_for_writes(engine: sa.Engine, resource: str, count: int) -> None:
     deadline = time.monotonic() + 30
     while row(engine, resource).writes < count:
@@ -237,10 +213,10 @@ def wait_for_writes(engine: sa.Engine, resource: str, count: int) -> None:
 class Stopped:
     """A writer with token 10 that stands still between its check and its commit."""
 
-    def __init__(self, worker: Worker, database: Database, resource: str, bug: bool) -> None:
+    def __init__(self, worker: Worker, database: Database, resource: str) -> None:
         self.worker = worker
         self.resource = resource
-        worker.ask(step="enter", url=database.url, resource=resource, token=10, bug=bug)
+        worker.ask(step="enter", url=database.url, resource=resource, token=10)
         worker.stop()
 
     def goes_on(self) -> None:
@@ -254,9 +230,7 @@ def stop(database: Database, engine: sa.Engine, resource: str) -> Iterator[Calla
     """A maker of a stopped writer."""
     new(engine, resource)
     with ExitStack() as stack:
-        yield lambda *, bug=False: Stopped(
-            stack.enter_context(Worker(MODULE)), database, resource, bug
-        )
+        yield lambda: Stopped(stack.enter_context(Worker(MODULE)), database, resource)
 
 
 def newer(engine: sa.Engine, resource: str) -> threading.Thread:
@@ -271,11 +245,13 @@ def newer(engine: sa.Engine, resource: str) -> threading.Thread:
     return thread
 
 
+@twin(bugs.sql_in_two_steps, of="sqlite")
 def test_a_writer_stopped_after_its_check_comes_before_the_newer_one(
     stop: Callable[..., Stopped], engine: sa.Engine, resource: str
 ) -> None:
     """A writer that stands still between its check and its commit would overwrite a newer one."""
     older = stop()
+    assert SQLGuard(engine, resource).highest() == 0, "its mark is there before its write"
     thread = newer(engine, resource)
     thread.join(0.3)
     assert thread.is_alive(), "the newer one was let in beside the older"
@@ -285,21 +261,13 @@ def test_a_writer_stopped_after_its_check_comes_before_the_newer_one(
     assert not faults(engine, resource, ["older", "newer"])
 
 
-def test_a_stopped_writer_in_two_steps_does_the_damage(
-    stop: Callable[..., Stopped], engine: sa.Engine, resource: str
-) -> None:
-    """The test above would pass for a guard that protects nothing."""
-    older = stop(bug=True)
-    newer(engine, resource).join(20)
-    older.goes_on()
-    assert faults(engine, resource, ["older", "newer"]) == ["token 10 wrote after 20"]
-
-
+@twin(bugs.sql_in_two_steps, of="sqlite")
 def test_a_stopped_writer_that_is_killed_frees_the_resource(
     stop: Callable[..., Stopped], engine: sa.Engine, resource: str
 ) -> None:
     """A process that died in its transaction would lock the new holder out."""
     older = stop()
+    assert SQLGuard(engine, resource).highest() == 0, "its mark is there before its write"
     thread = newer(engine, resource)
     thread.join(0.3)
     assert thread.is_alive()
@@ -309,6 +277,7 @@ def test_a_stopped_writer_that_is_killed_frees_the_resource(
     assert not faults(engine, resource, ["newer"])
 
 
+@twin(bugs.sql_in_two_steps, of="sqlite")
 def test_who_waits_too_long_for_a_stopped_writer_is_told(
     stop: Callable[..., Stopped],
     database: Database,
@@ -326,6 +295,7 @@ def test_who_waits_too_long_for_a_stopped_writer_is_told(
     hasty.check(20)
 
 
+@twin(bugs.sql_compares_nothing, of="sqlite")
 def test_a_writer_that_was_overtaken_before_its_check_is_refused(
     database: Database, engine: sa.Engine, resource: str
 ) -> None:
@@ -333,11 +303,12 @@ def test_a_writer_that_was_overtaken_before_its_check_is_refused(
     new(engine, resource)
     newer(engine, resource).join(20)
     with Worker(MODULE) as worker, pytest.raises(WorkerError) as caught:
-        worker.ask(step="enter", url=database.url, resource=resource, token=10, bug=False)
+        worker.ask(step="enter", url=database.url, resource=resource, token=10)
     assert caught.value.kind == "StaleToken"
     assert records(engine, resource) == [(20, "newer")]
 
 
+@twin(bugs.sql_in_two_steps)
 @pytest.mark.slow
 @pytest.mark.parametrize("dialect", ["postgresql", "mariadb"])
 def test_the_mark_and_the_data_agree_after_the_database_was_killed(
