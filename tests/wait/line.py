@@ -97,7 +97,7 @@ class Crowd:
         until = time.monotonic() + seconds
         for waiter in self.waiters:
             waiter.result(max(0.0, until - time.monotonic()))
-        assert self.resource.faults == []
+            assert self.resource.faults == []
         return self.resource.visits
 
     def __enter__(self) -> Self:
@@ -110,6 +110,7 @@ class Crowd:
             for client, name in self._where:
                 with contextlib.suppress(fencer.FencerError):
                     client.revoke(name)
+                    client.acquire(name)  # Where it is free, this serves who waits.
             time.sleep(0.01)
         self._pool.shutdown(wait=not error, cancel_futures=True)
 

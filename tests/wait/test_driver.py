@@ -14,12 +14,15 @@ import redis.asyncio
 
 import fencer
 from fencer.embedded import Server
+from tests.faults.planted import twin
 from tests.faults.processes import Worker
 from tests.fix_api import Connect
+from tests.wait import bugs
 from tests.wait.line import Crowd, await_true, check_nothing_left, in_line
 
 
 @pytest.mark.slow
+@twin(bugs.waits_as_long_as_a_call)
 def test_a_wait_outlasts_the_driver_s_timeout(
     shared_server: Server, redis_client: redis.Redis
 ) -> None:
@@ -61,18 +64,20 @@ def test_a_wait_outlasts_the_driver_s_timeout(
 
 
 @pytest.mark.slow
+@twin(bugs.waits_for_no_connection)
 def test_a_small_pool_serves_many_waiters_and_the_holder(
     connect: Connect, redis_client: redis.Redis
 ) -> None:
     """Waiters would take the connections that the holder needs to renew."""
     client = connect(max_connections=4)
     with Crowd() as crowd:
-        lease = client.acquire("orders", ttl=0.5, keep_alive=True)
+        lease = client.acquire("orders", ttl=1, keep_alive=True)
         for _ in range(50):
             crowd.add(client, "orders")
-        until = time.monotonic() + 1.2
+        until = time.monotonic() + 1.5
         while time.monotonic() < until:
             assert lease.valid
+            assert not any(waiter.done() for waiter in crowd.waiters)
             time.sleep(0.02)
         in_line(client, "orders", 50)
         lease.release()
@@ -81,6 +86,7 @@ def test_a_small_pool_serves_many_waiters_and_the_holder(
 
 
 @pytest.mark.parametrize("leave", ["exit", "_exit"])
+@twin(bugs.shared_with_children)
 def test_a_child_changes_nothing_of_its_parent_s(
     shared_server: Server, redis_client: redis.Redis, leave: str
 ) -> None:
@@ -107,6 +113,7 @@ def test_a_child_changes_nothing_of_its_parent_s(
         assert at - started < 0.9, "the parent's wake-ups went on"
 
 
+@twin(bugs.a_connection_each)
 def test_one_connection_carries_all_wake_ups(connect: Connect, redis_client: redis.Redis) -> None:
     """A client would need a connection for each of its waiters."""
     client = connect()
@@ -125,6 +132,7 @@ def test_one_connection_carries_all_wake_ups(connect: Connect, redis_client: red
     await_true(lambda: not redis_client.pubsub_channels())
 
 
+@twin(bugs.a_crowd_of_connections)
 def test_two_thousand_tasks_wait_on_two_hundred_names(
     shared_server: Server, redis_client: redis.Redis
 ) -> None:

@@ -19,11 +19,16 @@ from fencer.drill.proxy import Proxy
 from fencer.embedded import Server
 from tests.cli.runs import Cli
 from tests.faults import record
+from tests.faults.bugs import gives_nothing_back
+from tests.faults.history import History
+from tests.faults.planted import twin
 from tests.faults.processes import Worker
 from tests.fix_api import Connect
+from tests.wait import bugs
 from tests.wait.line import Crowd, await_true, check_nothing_left, grants, in_line
 
 
+@twin(bugs.stays_in_line)
 def test_a_timeout_leaves_the_line(client: fencer.Fencer) -> None:
     """Each waiter that gave up would cost the next one a claim time."""
     with Crowd() as crowd:
@@ -38,6 +43,7 @@ def test_a_timeout_leaves_the_line(client: fencer.Fencer) -> None:
     check_nothing_left(client, "orders")
 
 
+@twin(bugs.leaves_in_silence)
 def test_the_second_becomes_the_head_when_the_first_gives_up(
     connect: Connect, shared_server: Server, redis_client: redis.Redis
 ) -> None:
@@ -57,6 +63,7 @@ def test_the_second_becomes_the_head_when_the_first_gives_up(
 
 
 @pytest.mark.slow
+@twin(gives_nothing_back)
 def test_an_interrupt_leaves_the_line(
     shared_server: Server, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -99,6 +106,7 @@ def test_an_interrupt_leaves_the_line(
 
 
 @pytest.mark.slow
+@twin(bugs.masks_interrupts, raises=(TimeoutError,))
 def test_an_interrupt_in_the_line_is_heard_at_once(
     shared_server: Server, redis_client: redis.Redis
 ) -> None:
@@ -117,6 +125,7 @@ def test_an_interrupt_in_the_line_is_heard_at_once(
 
 
 @pytest.mark.slow
+@twin(gives_nothing_back)
 def test_cancelled_tasks_leave_nothing(shared_server: Server, redis_client: redis.Redis) -> None:
     """A task that is cancelled at a bad moment would keep the lease, or its place in line."""
     print(f"seed of random: {random.getstate()[1][:2]}")
@@ -128,9 +137,13 @@ def test_cancelled_tasks_leave_nothing(shared_server: Server, redis_client: redi
     async def storm() -> int:
         async with fencer.connect_async(shared_server.unix_url) as client:
             tasks = [asyncio.create_task(one(client)) for _ in range(400)]
-            for task in random.sample(tasks, 300):
+            victims = random.sample(tasks, 300)
+            for task in victims:
                 await asyncio.sleep(random.expovariate(1 / 0.002))
                 task.cancel()
+            await asyncio.wait(victims)
+            left = sum(not task.done() for task in tasks)
+            assert (await client.inspect("orders")).waiters <= left
             async with asyncio.timeout(30):
                 outcomes = await asyncio.gather(*tasks, return_exceptions=True)
             errors = [one for one in outcomes if one is not None]
@@ -143,6 +156,7 @@ def test_cancelled_tasks_leave_nothing(shared_server: Server, redis_client: redi
 
 
 @pytest.mark.slow
+@twin(gives_nothing_back)
 def test_a_timeout_of_asyncio_leaves_nothing(
     shared_server: Server, redis_client: redis.Redis
 ) -> None:
@@ -168,6 +182,7 @@ def test_a_timeout_of_asyncio_leaves_nothing(
     asyncio.run(rounds())
 
 
+@twin(bugs.dead_are_served)
 def test_a_killed_waiter_is_passed_over(
     shared_server: Server, connect: Connect, redis_client: redis.Redis
 ) -> None:
@@ -183,6 +198,7 @@ def test_a_killed_waiter_is_passed_over(
     check_nothing_left(client, "orders")
 
 
+@twin(gives_nothing_back)
 def test_a_grant_that_crosses_a_timeout_goes_to_the_next(
     connect: Connect, shared_server: Server, redis_client: redis.Redis
 ) -> None:
@@ -211,22 +227,26 @@ def test_a_grant_that_crosses_a_timeout_goes_to_the_next(
     check_nothing_left(client, "orders")
 
 
+@twin(bugs.handed_for_the_full_ttl)
 def test_a_waiter_that_could_not_say_goodbye_is_passed_over(
-    connect: Connect, shared_server: Server, redis_client: redis.Redis
+    connect: Connect, shared_server: Server, redis_client: redis.Redis, history: History
 ) -> None:
     """A cancel that never arrived would leave a place in line that hears and does not answer."""
     client = connect(holder="next")
     with Proxy(("127.0.0.1", shared_server.port)) as proxy, Crowd() as crowd:
         cut_off = connect(proxy.url, holder="cut off", socket_timeout=0.3)
         lease = client.acquire("orders", keep_alive=True)
-        crowd.queue(cut_off, "orders", wait=0.5)
+        crowd.queue(cut_off, "orders", wait=1.0)
         crowd.queue(client, "orders")
         proxy.drop()
         with pytest.raises(fencer.NotAcquired):
             crowd.waiters.pop(0).result(20)
         proxy.heal()
+        history.healed(30.0)
         started = time.monotonic()
         lease.release()
+        status = client.inspect("orders")
+        assert status.holder != "cut off" or (status.remaining or 0) <= 1.0
         [served] = crowd.served()
         print(f"past one who left without a word: {(served.at - started) * 1000:.0f} ms")
         assert served.at - started < 3.0
@@ -235,6 +255,7 @@ def test_a_waiter_that_could_not_say_goodbye_is_passed_over(
     check_nothing_left(client, "orders")
 
 
+@twin(bugs.hides_who_waits)
 def test_status_shows_the_line(
     connect: Connect, shared_server: Server, redis_client: redis.Redis
 ) -> None:

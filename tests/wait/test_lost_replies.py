@@ -13,10 +13,14 @@ import redis
 
 import fencer
 from fencer import _wire
+from fencer._scripts import load
 from fencer._steps import Call
 from fencer.drill.proxy import Proxy
 from fencer.embedded import Server
+from tests.faults.bugs import gives_nothing_back, knows_no_grant_again
+from tests.faults.planted import twin
 from tests.fix_api import Connect
+from tests.wait import bugs
 from tests.wait.line import Crowd, await_true, check_nothing_left, grants
 from tests.ways import way  # noqa: F401
 
@@ -54,8 +58,10 @@ def proxy(shared_server: Server, redis_client: redis.Redis) -> Iterator[Proxy]:
 
 
 @pytest.fixture
-def lose(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> Lose:
+def lose(proxy: Proxy, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> Lose:
     """Chooses the reply that is to be lost."""
+    for script in ("acquire", "renew", "release"):
+        redis_client.script_load(load(script).body)  # Else it would be a NOSCRIPT that is lost.
 
     def choose(nth: int, fate: Fate) -> Losing:
         losing = Losing(proxy, nth, fate)
@@ -88,6 +94,7 @@ def one_place(client: fencer.Fencer) -> Iterator[None]:
 
 @pytest.mark.parametrize("fate", ["cut", "silence"])
 @pytest.mark.parametrize("nth", range(1, 6))
+@twin(bugs.asks_anew, of="2-cut")
 def test_a_reply_lost_on_the_way_to_a_grant(
     connect: Connect, proxy: Proxy, lose: Lose, nth: int, fate: Fate
 ) -> None:
@@ -112,6 +119,7 @@ def test_a_reply_lost_on_the_way_to_a_grant(
 
 @pytest.mark.parametrize("fate", ["cut", "silence"])
 @pytest.mark.parametrize("nth", range(1, 4))
+@twin(gives_nothing_back)
 def test_a_reply_lost_on_the_way_out_of_the_line(
     connect: Connect, proxy: Proxy, lose: Lose, nth: int, fate: Fate
 ) -> None:
@@ -134,6 +142,7 @@ def test_a_reply_lost_on_the_way_out_of_the_line(
 
 @pytest.mark.parametrize("fate", ["cut", "silence"])
 @pytest.mark.parametrize("nth", [1, 2])
+@twin(knows_no_grant_again)
 def test_a_reply_lost_where_nobody_else_is(
     connect: Connect, proxy: Proxy, lose: Lose, nth: int, fate: Fate
 ) -> None:
@@ -147,6 +156,7 @@ def test_a_reply_lost_where_nobody_else_is(
 
 
 @pytest.mark.parametrize("fate", ["cut", "silence"])
+@twin(bugs.gives_up_unsubscribed, of="cut")
 def test_a_subscription_that_is_not_confirmed(connect: Connect, proxy: Proxy, fate: Fate) -> None:
     """The waiter would hang for ever before it is even in line."""
     direct = connect()

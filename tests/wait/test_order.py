@@ -13,8 +13,11 @@ import redis
 
 import fencer
 from fencer.embedded import Server
+from tests.faults.history import History
+from tests.faults.planted import twin
 from tests.faults.processes import Worker
 from tests.fix_api import Connect
+from tests.wait import bugs
 from tests.wait.line import (
     MARGIN,
     Crowd,
@@ -65,6 +68,7 @@ def results(workers: list[Worker]) -> list[Served]:
 
 
 @pytest.mark.slow
+@twin(bugs.last_come_first_served)
 def test_fifty_waiters_in_ten_processes_are_served_in_order(
     shared_server: Server, redis_client: redis.Redis
 ) -> None:
@@ -84,8 +88,9 @@ def test_fifty_waiters_in_ten_processes_are_served_in_order(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("harm", ["kill", "stop"])
+@twin(bugs.last_come_first_served)
 def test_the_rest_get_through_in_order_when_a_third_is_gone(
-    shared_server: Server, redis_client: redis.Redis, harm: str
+    shared_server: Server, redis_client: redis.Redis, history: History, harm: str
 ) -> None:
     """Who is killed or stopped in line, or as the holder, would block those behind."""
     print(f"seed of random: {random.getstate()[1][:2]}")
@@ -112,12 +117,14 @@ def test_the_rest_get_through_in_order_when_a_third_is_gone(
         if harm == "stop":
             for victim in victims:
                 victim.cont()
+            history.healed(30.0)
             await_true(lambda: len(results(workers)) == 50)
         await_true(lambda: not client.inspect("orders").held)
         check_nothing_left(client, "orders")
 
 
 @pytest.mark.slow
+@twin(bugs.gives_up_unheard)
 def test_two_that_stand_still_delay_the_last_by_two_claim_times(
     shared_server: Server, redis_client: redis.Redis
 ) -> None:
@@ -144,6 +151,7 @@ def test_two_that_stand_still_delay_the_last_by_two_claim_times(
         assert took < 2 * CLAIM + 2 * MARGIN
 
 
+@twin(bugs.mixes_up_waiters)
 def test_a_line_in_one_process_keeps_its_order(client: fencer.Fencer) -> None:
     """The one connection of a client would mix up its waiters."""
     with Crowd() as crowd:
@@ -157,6 +165,7 @@ def test_a_line_in_one_process_keeps_its_order(client: fencer.Fencer) -> None:
     check_nothing_left(client, "orders")
 
 
+@twin(bugs.tells_ages_in_seconds)
 def test_the_line_is_told_with_ages(client: fencer.Fencer) -> None:
     """An operator could not see who waits, and for how long."""
     with Crowd() as crowd:
@@ -174,6 +183,7 @@ def test_the_line_is_told_with_ages(client: fencer.Fencer) -> None:
 
 
 @pytest.mark.parametrize("end", ["release", "expiry"])
+@twin(bugs.overtaken_by_newcomers, of="expiry")
 def test_newcomers_never_overtake(connect: Connect, redis_client: redis.Redis, end: str) -> None:
     """Who asks in the instant in which a lease ends would be served before those who wait."""
     clients = [connect(holder=f"w{number:02}") for number in range(15)]
@@ -191,6 +201,7 @@ def test_newcomers_never_overtake(connect: Connect, redis_client: redis.Redis, e
         lease = clients[0].acquire("orders", ttl=1, keep_alive=end == "release")
         for client in clients:
             crowd.queue(client, "orders", hold=0.01)
+            lease.renew()
         pushing = [rivals._pool.submit(hammer, wait) for wait in (0.0, 0.0, 0.01, 0.05)]
         try:
             if end == "release":

@@ -15,10 +15,13 @@ import redis.asyncio
 import fencer
 from fencer.drill.proxy import Proxy
 from fencer.embedded import Server
+from tests.faults.bugs import plain_counter
 from tests.faults.history import History
+from tests.faults.planted import twin
 from tests.fix_api import Connect
 from tests.fix_servers import MakeServer
-from tests.wait.line import Crowd, Resource, check_nothing_left, in_line
+from tests.wait import bugs
+from tests.wait.line import Crowd, Resource, await_true, check_nothing_left, in_line
 
 Fault = Callable[[Server, Proxy, redis.Redis], None]
 
@@ -68,6 +71,7 @@ FAULTS: list[Fault] = [cut, refuse, partition, kill_pubsub, kill_all, flush_scri
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
+@twin(bugs.outage_ends_the_wait, of="partition")
 def test_everybody_is_served_in_the_end(
     connect: Connect, make_server: MakeServer, history: History, fault: Fault
 ) -> None:
@@ -77,6 +81,7 @@ def test_everybody_is_served_in_the_end(
 
 
 @pytest.mark.may_break("S4", why="the server forgets the lease while its holder believes")
+@twin(plain_counter)
 def test_everybody_is_served_by_a_server_that_forgot_them(
     connect: Connect, make_server: MakeServer, history: History
 ) -> None:
@@ -119,8 +124,9 @@ def run(
 
 
 @pytest.mark.slow
+@twin(bugs.gives_up_unheard)
 def test_a_wait_survives_with_the_driver_s_own_retries(
-    make_server: MakeServer,
+    make_server: MakeServer, history: History
 ) -> None:
     """A client of one's own, with redis-py's retries, would sleep through the server's return."""
     server = make_server(persistence="none")
@@ -136,6 +142,7 @@ def test_a_wait_survives_with_the_driver_s_own_retries(
         time.sleep(2.0)
         server.start()
         back = time.monotonic()
+        history.healed(30.0)
         served = crowd.served()
         print(f"served {served[0].at - back:.2f} to {served[-1].at - back:.2f} s after the return")
         assert served[-1].at - back < 8.0
@@ -144,6 +151,7 @@ def test_a_wait_survives_with_the_driver_s_own_retries(
     print(f"closed in {time.monotonic() - started:.2f} s")
 
 
+@twin(bugs.says_goodbye)
 def test_closing_while_the_server_is_gone(connect: Connect, make_server: MakeServer) -> None:
     """A program could not end while its server is away."""
     server = make_server(persistence="none")
@@ -160,6 +168,7 @@ def test_closing_while_the_server_is_gone(connect: Connect, make_server: MakeSer
 
 
 @pytest.mark.parametrize("others", [False, True])
+@twin(bugs.gives_up_unheard)
 def test_every_message_is_lost(
     connect: Connect, shared_server: Server, redis_client: redis.Redis, others: bool
 ) -> None:
@@ -190,6 +199,8 @@ def divert_news(client: fencer.Fencer, proxy: Proxy) -> None:
     driver.pubsub = partial(kind.client.PubSub, pool)
 
 
+@pytest.mark.may_break("L2", why="nobody can be told, and so the lease goes to whoever asks")
+@twin(bugs.gives_up_unheard)
 def test_nobody_may_publish(connect: Connect, server: Server) -> None:
     """An ACL without PUBLISH would stop the line."""
     with redis.Redis.from_url(server.unix_url) as admin, Crowd() as crowd:
@@ -215,20 +226,25 @@ def test_nobody_may_publish(connect: Connect, server: Server) -> None:
     check_nothing_left(client, "orders")
 
 
+@twin(bugs.silence_is_a_refusal)
 def test_a_pause_shorter_than_the_ttl_does_not_end_the_holder(
-    connect: Connect, server: Server
+    connect: Connect, server: Server, history: History
 ) -> None:
     """A renew that got no answer in time would be the last one, though there was time for more."""
     client = connect(server.url)
-    lease = client.acquire("orders", ttl=3, keep_alive=True)
+    lease = client.acquire("orders", ttl=3, keep_alive=0.3)
+    # From then on the keeper has a connection, on which it waits no longer than for a heartbeat.
+    await_true(lambda: any(event.what == "renewed" for event in history.events()))
     server.pause()
-    time.sleep(2.2)
+    time.sleep(1.8)
     server.resume()
+    assert lease.valid
     time.sleep(1.5)
     assert lease.valid
     assert lease.release()
 
 
+@twin(bugs.passes_on_the_driver_s_errors, raises=(redis.ConnectionError,))
 def test_closing_while_somebody_begins_to_wait(
     connect: Connect, shared_server: Server, redis_client: redis.Redis
 ) -> None:
@@ -239,8 +255,9 @@ def test_closing_while_somebody_begins_to_wait(
         client = connect()
         divert_news(client, proxy)
         proxy.delay(replies=1.0)
+        before = len(redis_client.client_list())
         crowd.add(client, "orders", wait=2.0)
-        time.sleep(0.3)
+        await_true(lambda: len(redis_client.client_list()) == before + 2)
         client.close()
         proxy.heal()
         with pytest.raises(fencer.FencerError):
