@@ -14,25 +14,33 @@ import threading
 import time
 from collections.abc import Hashable, Mapping
 from typing import Any, TypeVar
-from urllib.parse import unquote, urlsplit
 
 import redis
 import redis.asyncio
 import redis.asyncio.cluster
 import redis.cluster
-from redis.exceptions import RedisClusterException
+from redis.exceptions import RedisClusterException, RedisError
 
 from fencer._drive import run, run_async
 from fencer._fork import forget_in_child
 from fencer._refusals import refusal
 from fencer._routing import Address, Route, Routing, Scatter, Send, slot_of
 from fencer._steps import Batch, Call, Command, Enter, Sleep, Step
+from fencer._url_parts import Unreadable, reading
 from fencer._wire import AsyncWire, Wire, confirmed, confirmed_async
 from fencer.errors import InvalidArgument, StoreError, StoreUnavailable
 
 T = TypeVar("T")
 
 SCHEMES = ("redis+cluster", "rediss+cluster")
+
+_PORT = 6379
+
+_IN_VAIN = "cannot be connected", "not covered", "could not agree"
+"""What the driver says if it has asked nodes for the map. It says all else about its options."""
+
+_NO_CLUSTER = "cluster support disabled", "unknown command"
+"""What servers and sentinels answer to CLUSTER SLOTS that are no nodes of a Cluster."""
 
 _GRACE = 0.1
 """Seconds by which a batch may be later than its own timeout."""
@@ -313,7 +321,7 @@ class AsyncClusterWire(AsyncWire):
 
 def is_cluster_url(url: str) -> bool:
     """Whether a URL names a Cluster."""
-    return url.partition("://")[0] in SCHEMES
+    return url.strip().partition("://")[0].lower() in SCHEMES
 
 
 def from_cluster_url(kind: Any, url: str, options: Mapping[str, Any]) -> Any:
@@ -322,50 +330,38 @@ def from_cluster_url(kind: Any, url: str, options: Mapping[str, Any]) -> Any:
     Args:
         kind: ``redis.cluster`` or ``redis.asyncio.cluster``.
         url: with ``rediss+cluster`` the connections are encrypted.
-        options: for the driver.
+        options: for the driver; those in the URL go before them.
 
     Raises:
         InvalidArgument: the URL or an option cannot be used.
         StoreUnavailable: no node answers. The driver for threads asks at once.
+        StoreError: a node has refused, or is none of a Cluster.
     """
-    try:
-        parts = urlsplit(url)
-        login, _, hosts = parts.netloc.rpartition("@")
+    with reading(url) as parts:
         if parts.path.strip("/") not in ("", "0"):
-            raise ValueError("a Cluster has database 0 only")
-        nodes = [_host_and_port(item) for item in hosts.split(",")]
-        plain = (
-            f"{parts.scheme.partition('+')[0]}://{login}{'@' if login else ''}{_netloc(nodes[0])}"
-        )
-        given = redis.connection.parse_url(f"{plain}?{parts.query}" if parts.query else plain)
+            raise Unreadable("a Cluster has database 0 only")
+        nodes = parts.addresses("node", _PORT)
+        given = redis.connection.parse_url(parts.for_driver("node"))
         if given.pop("connection_class", None) is not None:
             given["ssl"] = True
-        for known in ("host", "port"):
-            given.pop(known)
+        for decided in ("host", "port"):
+            given.pop(decided, None)
+        if given.pop("db", 0) != 0:
+            raise Unreadable("a Cluster has database 0 only")
         asked = {**options, **given}
         if kind is redis.cluster:  # It leaves out what it does not know.
             own = inspect.signature(redis.cluster.RedisCluster).parameters
             for option in asked.keys() - own.keys() - set(redis.cluster.REDIS_ALLOWED_KEYS):
                 raise TypeError(f"unknown option {option!r}")
         seeds = [kind.ClusterNode(host, port) for host, port in nodes]
-        return kind.RedisCluster(startup_nodes=seeds, **asked)
-    except RedisClusterException as error:
-        if "cannot be connected" in str(error) or "not covered" in str(error):
+        try:
+            return kind.RedisCluster(startup_nodes=seeds, **asked)
+        except RedisClusterException as error:
+            if not any(words in str(error) for words in _IN_VAIN):
+                raise ValueError(str(error)) from error
             raise _unreachable(error) from error
-        raise InvalidArgument(f"the URL or a driver option cannot be used: {error}") from error
-    except (ValueError, TypeError, OSError) as error:
-        raise InvalidArgument(f"the URL or a driver option cannot be used: {error}") from error
-
-
-def _host_and_port(item: str) -> Address:
-    parts = urlsplit(f"//{item}")
-    if not parts.hostname:
-        raise ValueError("a Cluster's URL is redis+cluster://HOST:PORT,HOST:PORT")
-    return unquote(parts.hostname), 6379 if parts.port is None else parts.port
-
-
-def _netloc(node: Address) -> str:
-    return f"[{node[0]}]:{node[1]}" if ":" in node[0] else f"{node[0]}:{node[1]}"
+        except RedisError as error:
+            raise refusal(error, sent=False) from error
 
 
 def _never_replicas(client: Any) -> None:
@@ -391,5 +387,21 @@ def _late(*, sent: bool) -> StoreUnavailable:
     return StoreUnavailable("the node did not answer in time", maybe_applied=sent)
 
 
-def _unreachable(error: RedisClusterException) -> StoreUnavailable:
+def _unreachable(error: RedisClusterException) -> StoreError:
+    """What it means that the driver has found no cluster: each node's fault, for it, is an outage.
+
+    It tells of the node that it has tried last.
+    """
+    fault = error.__cause__
+    if isinstance(fault, RedisClusterException):  # So the driver calls any refusal of a node.
+        fault = fault.__context__
+    if isinstance(fault, RedisError):
+        met = refusal(fault, sent=False)
+        if not met.code and any(words in str(fault) for words in _NO_CLUSTER):
+            return StoreError(
+                f"the server is no node of a Cluster ({fault}): connect by redis://host:port, or "
+                "to sentinels by redis+sentinel://host:port/service"
+            )
+        if met.code or not isinstance(met, StoreUnavailable):
+            return met
     return StoreUnavailable(f"the cluster cannot be reached ({error})", maybe_applied=False)

@@ -331,7 +331,8 @@ def connect_async(
         keep: for how many seconds an idle name's last token and history are kept.
         history: about how many events are kept per name.
         durability: how safe a grant must be before its token is handed out.
-        driver: options for redis-py, such as ``socket_timeout`` in seconds (5 by default).
+        driver: options for redis-py, such as ``socket_timeout`` in seconds (5 by default). Those in
+            the URL go before them, as redis-py has it.
 
     Raises:
         InvalidArgument: there is no URL, or it cannot be read.

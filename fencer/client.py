@@ -446,12 +446,14 @@ def connect(
         keep: for how many seconds an idle name's last token and history are kept.
         history: about how many events are kept per name.
         durability: how safe a grant must be before its token is handed out.
-        driver: options for redis-py, such as ``socket_timeout`` in seconds (5 by default).
+        driver: options for redis-py, such as ``socket_timeout`` in seconds (5 by default). Those in
+            the URL go before them, as redis-py has it.
 
     Raises:
         InvalidArgument: there is no URL, or it cannot be read.
         StoreUnavailable: no node of the Cluster answers; any other server is first asked when it is
             needed.
+        StoreError: a node of the Cluster refused the login, or is none.
         ServerFailed: the embedded server did not start.
     """
     with contextlib.ExitStack() as opened:

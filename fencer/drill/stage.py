@@ -22,11 +22,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
-from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
+from urllib.parse import SplitResult, unquote, urlunsplit
 
 import redis
 
 from fencer._keys import Keyspace
+from fencer._url_parts import reading
 from fencer.client import Fencer, connect
 from fencer.drill.clock import NoShim, ServerClock, compile_shim
 from fencer.drill.judge import Count, Expected
@@ -617,17 +618,16 @@ class _Watchdog:
 
 def _taken_apart(url: str) -> tuple[tuple[str, int] | str, SplitResult, str]:
     """Where a URL leads; the same URL for TCP, whose host and port are to be replaced; the user."""
-    parts = urlsplit(url)
-    user, at, _ = parts.netloc.rpartition("@")
-    if parts.scheme == "unix":
-        tcp = SplitResult("redis", "", "", parts.query, "")
-        return unquote(parts.path), tcp, user + at
-    if parts.scheme != "redis" or not parts.hostname:
+    with reading(url) as parts:
+        if parts.scheme == "unix":
+            return unquote(parts.path), SplitResult("redis", "", "", parts.query, ""), parts.login
+        servers = parts.addresses("server", 6379)
+    if parts.scheme != "redis" or parts.topology or len(servers) > 1:
         raise InvalidArgument(
             "the drill stands between the instances and the server, which it can do for redis:// "
-            f"and unix:// only, not for {parts.scheme}://"
+            f"and unix:// only, with one server, not for {url.strip().partition('://')[0]}://"
         )
-    return (parts.hostname, parts.port or 6379), parts, user + at
+    return servers[0], SplitResult("redis", "", parts.path, parts.query, ""), parts.login
 
 
 def _address(proxy: Proxy) -> str:

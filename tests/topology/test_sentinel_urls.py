@@ -67,15 +67,6 @@ def test_all_parts_of_a_url(api: str, scheme: str) -> None:
         assert ("SSL" in each.connection_class.__name__) is (scheme == "rediss")
 
 
-def test_options_go_before_the_url() -> None:
-    """A password that is kept out of URLs could not be given."""
-    url = "redis+sentinel://one/primary?sentinel_password=no"
-    client = opened("threads", url, sentinel_password="yes", password="too")
-    [sentinel] = client.connection_pool.sentinel_manager.sentinels
-    assert sentinel.connection_pool.connection_kwargs["password"] == "yes"
-    assert client.connection_pool.connection_kwargs["password"] == "too"
-
-
 def test_the_url_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """A service configured by FENCER_URL could not be moved to Sentinel."""
     monkeypatch.setenv("FENCER_URL", "redis+sentinel://one/primary")
