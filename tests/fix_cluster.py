@@ -74,9 +74,16 @@ class Node:
 
     def serves(self, slot: int) -> bool:
         """Whether a slot is this node's."""
-        mine = next(words for words in self.knows() if "myself" in words[2])
-        spans = [word.split("-") for word in mine[8:] if not word.startswith("[")]
+        spans = [word.split("-") for word in self._slots() if not word.startswith("[")]
         return any(int(span[0]) <= slot <= int(span[-1]) for span in spans)
+
+    def moving(self) -> list[int]:
+        """The slots that are on their way to this node, or away from it."""
+        words = (word for word in self._slots() if word.startswith("["))
+        return [int(word[1:].partition("-")[0]) for word in words]
+
+    def _slots(self) -> list[str]:
+        return next(words for words in self.knows() if "myself" in words[2])[8:]
 
     def close(self) -> None:
         self.client.close()
@@ -191,16 +198,25 @@ class Cluster:
         )
 
     def mend(self) -> None:
-        """Undo `cut_off`."""
+        """Undo `cut_off`, and end the moves that a failed test has left in the middle."""
         for node in self.living:
             node.do("CONFIG", "SET", "masteruser", "")
             node.do("CONFIG", "SET", "masterauth", "")
+        for node in self.primaries:
+            for slot in node.moving():
+                node.do("CLUSTER", "SETSLOT", slot, "STABLE")
 
     def flush(self) -> None:
         """Empty all nodes."""
         for node in self.primaries:
             node.do("FLUSHALL")
         until(lambda: not any(node.do("DBSIZE") for node in self.living), "replicas keep something")
+
+    def renew(self) -> None:
+        """Make it whole and empty again, whatever a test has done to it."""
+        self.mend()
+        self.revive()
+        self.flush()
 
     def close(self) -> None:
         for node in self.nodes:
@@ -278,7 +294,5 @@ def shared_cluster() -> Iterator[Cluster]:
 @pytest.fixture
 def cluster(shared_cluster: Cluster) -> Cluster:
     """The shared cluster, whole and empty when the test begins."""
-    shared_cluster.mend()
-    shared_cluster.revive()
-    shared_cluster.flush()
+    shared_cluster.renew()
     return shared_cluster

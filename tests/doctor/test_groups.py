@@ -6,6 +6,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -17,9 +18,10 @@ from fencer import embedded
 from fencer.doctor import Severity, examine
 from fencer.doctor._records import Report
 from fencer.embedded import Server
-from tests.cli.runs import eventually
+from tests.cli.runs import Cli, eventually
 from tests.doctor.places import checks, findings, look, only
 from tests.doctor.test_servers import AT_ONCE, acknowledged, follow
+from tests.fix_cluster import Cluster
 from tests.fix_servers import MakeServer
 
 
@@ -263,6 +265,24 @@ def test_a_cluster_node_as_the_server(cluster: Server) -> None:
     finding = only(look(cluster.url))
     assert (finding.check, finding.severity) == ("role", Severity.DANGER)
     assert "redis+cluster://" in finding.cure
+
+
+def test_a_good_cluster(shared_cluster: Cluster) -> None:
+    """Operators of a good cluster would be alarmed, and cease to listen."""
+    shared_cluster.renew()
+
+    def told() -> Any:
+        return Cli(shared_cluster.url)("doctor", "--json").json
+
+    # A primary does not tell of a replica before that has told how far it is.
+    assert eventually(lambda: len(told()["machines"]) == 6, 30)
+    report = told()
+    assert sorted(each["role"] for each in report["machines"]) == ["primary"] * 3 + ["replica"] * 3
+    found = {(each["check"], each["severity"]) for each in report["findings"]}
+    # True of our test's cluster: it keeps nothing on disks, and its primaries grant alone.
+    ours = {("persistence", "danger"), ("persistence", "warning"), ("replicas", "warning")}
+    assert found - {("version", "note")} == ours
+    assert report["unseen"] == []
 
 
 @pytest.mark.slow

@@ -37,11 +37,6 @@ class History:
         """Something that no client of ours did."""
         self._recorder.tell(event)
 
-    def granted(self, who: str, token: int, name: str = "twin") -> None:
-        """Somebody else's lock was granted just now."""
-        now = _clock.now()
-        self.tell(Event(who, "acquire", now, now, "ok", token, "", name, f"{who} at {now!r}"))
-
     def healed(self, seconds: float) -> None:
         """The fault is over: somebody must be granted within so many seconds."""
         now = _clock.now()

@@ -98,8 +98,10 @@ def pytest_pycollect_makeitem() -> Generator[None, Any, Any]:
 
 
 def _twins(items: list[pytest.Function]) -> list[pytest.Function]:
+    if not items or items[0].function.__module__ != items[0].module.__name__:
+        return []  # It is imported: its twins are where it is written.
     made = []
-    for mark in items[0].iter_markers("twin") if items else ():
+    for mark in items[0].iter_markers("twin"):
         bug, of = mark.args[0], mark.kwargs["of"]
         item = next(item for item in items if of in item.name)
         callspec = getattr(item, "callspec", None)

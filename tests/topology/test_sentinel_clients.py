@@ -25,18 +25,22 @@ from fencer import NotAcquired, StoreError, StoreUnavailable
 from fencer.embedded import Server
 from fencer.guards import AsyncRedisGuard, RedisGuard
 from tests.cli.runs import Cli
+from tests.faults.planted import twin
 from tests.fix_api import Connect
 from tests.fix_sentinel import SERVICE, Group, await_true, sentinel_program
 from tests.fix_servers import MakeServer
+from tests.topology import bugs
+
+Addresses = list[tuple[str, int]]
 
 DRIVERS = [pytest.param(redis, id="redis-py"), pytest.param(valkey, id="valkey-py")]
 OPTIONS: list[dict[str, Any]] = [{}, {"decode_responses": True}, {"protocol": 3}]
 
 
 @contextmanager
-def led(driver: Any, group: Group, **options: Any) -> Iterator[Any]:
-    """A client of the driver's own for the group's primary."""
-    sentinel = driver.sentinel.Sentinel(group.addresses, socket_timeout=5.0)
+def led(driver: Any, addresses: Addresses, **options: Any) -> Iterator[Any]:
+    """A client of the driver's own for the primary that these sentinels name."""
+    sentinel = driver.sentinel.Sentinel(addresses, socket_timeout=5.0)
     client = sentinel.master_for(SERVICE, **options)
     try:
         yield client
@@ -46,9 +50,9 @@ def led(driver: Any, group: Group, **options: Any) -> Iterator[Any]:
 
 
 @asynccontextmanager
-async def led_async(driver: Any, group: Group, **options: Any) -> AsyncIterator[Any]:
+async def led_async(driver: Any, addresses: Addresses, **options: Any) -> AsyncIterator[Any]:
     """The same for asyncio."""
-    sentinel = driver.asyncio.sentinel.Sentinel(group.addresses, socket_timeout=5.0)
+    sentinel = driver.asyncio.sentinel.Sentinel(addresses, socket_timeout=5.0)
     client = sentinel.master_for(SERVICE, **options)
     try:
         yield client
@@ -114,13 +118,13 @@ def test_clients_by_sentinel(group: Group) -> None:
     """Who has a client already, say with credentials of its own, could not pass it."""
     for driver in (redis, valkey):
         for options in OPTIONS:
-            with led(driver, group, **options) as client:
+            with led(driver, group.addresses, **options) as client:
                 use(client)
 
     async def on_asyncio() -> None:
         for driver in (redis, valkey):
             for options in OPTIONS:
-                async with led_async(driver, group, **options) as client:
+                async with led_async(driver, group.addresses, **options) as client:
                     await use_async(client)
 
     asyncio.run(on_asyncio())
@@ -152,6 +156,8 @@ REFUSALS: dict[str, tuple[tuple[Any, ...], type[StoreError]]] = {
 }
 
 
+@twin(bugs.knows_redis_py_alone, of="valkey-py")
+@pytest.mark.usefixtures("history")
 @pytest.mark.parametrize("driver", DRIVERS)
 @pytest.mark.parametrize("code", REFUSALS)
 def test_refusals_in_both_drivers(server: Server, driver: Any, code: str) -> None:
@@ -172,12 +178,16 @@ def test_refusals_in_both_drivers(server: Server, driver: Any, code: str) -> Non
             assert not getattr(caught.value, "maybe_applied", False)
 
 
+@twin(bugs.nothing_was_sent)
+@pytest.mark.usefixtures("history")
 @pytest.mark.parametrize("driver", DRIVERS)
 def test_a_server_that_goes_away_in_both_drivers(server: Server, driver: Any) -> None:
     """An outage would be an error of the driver's own."""
     kind = driver.Redis if driver is redis else driver.Valkey
-    with kind.from_url(server.unix_url, socket_timeout=0.2, retry=None) as client:
-        ours = fencer.Fencer(client)
+    with (
+        kind.from_url(server.unix_url, socket_timeout=0.2, retry=None) as client,
+        fencer.Fencer(client) as ours,
+    ):
         lease = ours.acquire("orders", ttl=30, keep_alive=0.05)
         server.pause()
         with pytest.raises(StoreUnavailable) as caught:
@@ -190,18 +200,19 @@ def test_a_server_that_goes_away_in_both_drivers(server: Server, driver: Any) ->
         server.start()
         lease.lost.wait(30)
         assert ours.acquire("orders", ttl=30, wait=30).release()
-        ours.close()
 
 
 # The sentinels themselves.
 
 
+@twin(bugs.keeps_every_connection)
+@pytest.mark.usefixtures("history")
 def test_a_late_reply_is_not_taken_for_the_next(group: Group) -> None:
     """A connection by way of Sentinel is not closed by the driver when a reply is late."""
     with fencer.connect(group.url, socket_timeout=0.4) as ours:
         guard = RedisGuard(ours.client, "orders")
         guard.execute(5, "MSET", "one", "1", "two", "2")
-        group.road.delay(replies=0.6)
+        group.road.delay(replies=0.75)
         with pytest.raises(StoreUnavailable) as caught:
             guard.execute(5, "GET", "one")
         assert caught.value.maybe_applied
@@ -209,6 +220,8 @@ def test_a_late_reply_is_not_taken_for_the_next(group: Group) -> None:
         assert guard.execute(5, "GET", "two") == b"2"
 
 
+@twin(bugs.takes_a_demotion_for_a_broken_line, raises=(StoreError,))
+@pytest.mark.usefixtures("history")
 @pytest.mark.parametrize("driver", DRIVERS)
 def test_a_primary_that_is_none_any_more(
     make_server: MakeServer, tmp_path: Path, driver: Any
@@ -221,32 +234,26 @@ def test_a_primary_that_is_none_any_more(
     program = sentinel_program(tmp_path, primary.port, quorum=1)
     sentinel = make_server(persistence="none", binary=program)
     addresses = [("127.0.0.1", sentinel.port)]
-    sentinels = driver.sentinel.Sentinel(addresses)
-    client = sentinels.master_for(SERVICE)
-    lease = fencer.Fencer(client).acquire("orders", ttl=30)
 
     async def on_asyncio() -> None:
-        sentinels = driver.asyncio.sentinel.Sentinel(addresses)
-        client = sentinels.master_for(SERVICE)
-        ours = fencer.AsyncFencer(client)
-        lease = await ours.acquire("invoices", ttl=30)
-        make_replica(primary)
-        with refused_by_a_replica():
-            await lease.renew()
-        with refused_by_a_replica():
-            await AsyncRedisGuard(client, "invoices").execute(lease, "SET", "balance", "1")
-        for each in (client, *sentinels.sentinels):
-            await each.aclose()
+        async with led_async(driver, addresses) as client:
+            ours = fencer.AsyncFencer(client)
+            lease = await ours.acquire("invoices", ttl=30)
+            make_replica(primary)
+            with refused_by_a_replica():
+                await lease.renew()
+            with refused_by_a_replica():
+                await AsyncRedisGuard(client, "invoices").execute(lease, "SET", "balance", "1")
 
-    asyncio.run(on_asyncio())
-    with refused_by_a_replica():
-        lease.renew()
-    with refused_by_a_replica():
-        RedisGuard(client, "orders").execute(lease, "SET", "balance", "1")
-    with refused_by_a_replica():
-        fencer.Fencer(client).acquire("receipts")
-    for each in (client, *sentinels.sentinels):
-        each.close()
+    with led(driver, addresses) as client:
+        lease = fencer.Fencer(client).acquire("orders", ttl=30)
+        asyncio.run(on_asyncio())
+        with refused_by_a_replica():
+            lease.renew()
+        with refused_by_a_replica():
+            RedisGuard(client, "orders").execute(lease, "SET", "balance", "1")
+        with refused_by_a_replica():
+            fencer.Fencer(client).acquire("receipts")
 
 
 def make_replica(server: Server) -> None:
@@ -263,6 +270,8 @@ def refused_by_a_replica() -> Iterator[None]:
     assert (caught.value.code, caught.value.maybe_applied) == ("READONLY", False)
 
 
+@twin(bugs.sentinels_are_not_named)
+@pytest.mark.usefixtures("history")
 def test_no_sentinel_can_name_a_primary(make_server: MakeServer, tmp_path: Path) -> None:
     """An operator would not be told whether it is the address, the name or the sentinel."""
     primary = make_server(persistence="none")
@@ -308,6 +317,8 @@ def test_logins(connect: Connect, make_server: MakeServer, tmp_path: Path) -> No
     assert caught.value.code == "WRONGPASS"
 
 
+@twin(bugs.asks_one_sentinel)
+@pytest.mark.usefixtures("history")
 def test_some_sentinels_are_away(group: Group, connect_threads: Connect) -> None:
     """One dead sentinel, the first in the URL, would stop everybody, and operators too."""
     group.sentinels[0].kill()

@@ -1,12 +1,13 @@
 """Failovers to a replica that lacks the last grants: tokens rise, guards keep stale writers out.
 
-What the time of the server is to tokens, `tokens="dense"` lacks: it is the planted bug here.
+`test_a_failover_that_loses_grants` is run with a plain counter, too, and must fail then: it is the
+item ``[with-plain_counter]``.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from itertools import pairwise
 from pathlib import Path
@@ -18,13 +19,24 @@ import fencer
 from fencer import embedded
 from fencer.embedded import Server
 from fencer.guards import RedisGuard
+from tests.faults.bugs import guards_nothing, plain_counter
 from tests.faults.clock import ServerClock
+from tests.faults.planted import twin
 from tests.fix_sentinel import Group, MakeGroup, await_true, role
+
+pytestmark = pytest.mark.usefixtures("history")
 
 BEHIND = 0.7
 """Seconds by which a replica's clock may be behind: less than a failover takes."""
 
 FAR_BEHIND = 60.0
+
+may_have_two_holders = pytest.mark.may_break(
+    "S4", why="the new primary knows nothing of the last grant, whose holder believes in it"
+)
+
+
+MakeLate = Callable[[float], Group]
 
 
 class Story:
@@ -34,17 +46,14 @@ class Story:
         group: its clients reach the primary by the sentinels (``far``), or directly (``near``).
         store: the guard's server.
         name: the name.
-        options: for the clients.
 
     Attributes:
         tokens: those granted, in that order.
     """
 
-    def __init__(
-        self, opened: ExitStack, group: Group, store: redis.Redis, name: str, **options: object
-    ) -> None:
+    def __init__(self, opened: ExitStack, group: Group, store: redis.Redis, name: str) -> None:
         def connect(url: str) -> fencer.Fencer:
-            return opened.enter_context(fencer.connect(url, socket_timeout=0.5, **options))  # type: ignore[arg-type]
+            return opened.enter_context(fencer.connect(url, socket_timeout=0.5))
 
         self.name = name
         self.far = connect(group.url)
@@ -104,85 +113,92 @@ def opened() -> Iterator[ExitStack]:
         yield opened
 
 
+@twin(plain_counter)
+@may_have_two_holders
 def test_a_failover_that_loses_grants(
     group: Group, redis_client: redis.Redis, opened: ExitStack
 ) -> None:
     """The new primary would issue numbers that guards have seen long ago, as a plain counter does.
 
-    The counter's own story is told beside it, and must end badly.
+    With a plain counter this same test must fail: its twin, here as in every run, shows that.
     """
-    timed = Story(opened, group, redis_client, "orders")
-    dense = Story(opened, group, redis_client, "invoices", tokens="dense")
-    for story in (timed, dense):
-        story.begin()
+    story = Story(opened, group, redis_client, "orders")
+    story.begin()
     await_true(group.in_sync)
     group.road.drop()
-    for story in (timed, dense):
-        story.go_on_unheard()
+    story.go_on_unheard()
     promoted = group.fail_over()
-    for story in (timed, dense):
-        story.must_have_lost_grants(promoted)
-    lease = timed.grant(timed.far)
-    timed.must_rise()
-    timed.must_keep_the_stale_one_out(redis_client, lease)
-    counted = dense.grant(dense.far)
-    with pytest.raises(AssertionError):
-        dense.must_rise()
-    with pytest.raises(fencer.StaleToken):  # The rightful holder is the one kept out.
-        dense.must_keep_the_stale_one_out(redis_client, counted)
+    story.must_have_lost_grants(promoted)
+    lease = story.grant(story.far)
+    story.must_rise()
+    story.must_keep_the_stale_one_out(redis_client, lease)
 
 
+@pytest.fixture
+def late(make_group: MakeGroup, clock_shim: Path, tmp_path: Path) -> MakeLate:
+    """A maker of groups whose replicas' clocks are behind."""
+
+    def make(seconds: float) -> Group:
+        programs = []
+        for number in range(2):
+            folder = tmp_path / str(number)
+            folder.mkdir()
+            clock = ServerClock(folder, clock_shim)
+            clock.jump(-seconds)
+            programs.append(clock.program(embedded._find_binary(None)))
+        return make_group(programs)
+
+    return make
+
+
+@twin(plain_counter)
+@may_have_two_holders
 @pytest.mark.slow
-def test_clocks_apart(
-    make_group: MakeGroup,
-    redis_client: redis.Redis,
-    opened: ExitStack,
-    clock_shim: Path,
-    tmp_path: Path,
-) -> None:
-    """The limit that the documents state would not hold, or nothing would protect beyond it.
+def test_clocks_apart(late: MakeLate, redis_client: redis.Redis, opened: ExitStack) -> None:
+    """The limit that the documents state would not hold.
 
-    The clock of the promoted replica is behind, first by less than the time from the last grant of
-    one primary to the first of the other, and then by more.
+    The clock of the promoted replica is behind by less than the time from the last grant of one
+    primary to the first of the other.
     """
-    clocks = []
-    for number in range(2):
-        folder = tmp_path / str(number)
-        folder.mkdir()
-        clocks.append(ServerClock(folder, clock_shim))
-        clocks[-1].jump(-BEHIND)
-    binary = embedded._find_binary(None)
-    group = make_group([clock.program(binary) for clock in clocks])
-    within = Story(opened, group, redis_client, "orders")
-    beyond = Story(opened, group, redis_client, "invoices")
-    for story in (within, beyond):
-        story.begin()
+    group = late(BEHIND)
+    story = Story(opened, group, redis_client, "orders")
+    story.begin()
     await_true(group.in_sync)
     group.road.drop()
-    for story in (beyond, within):
-        story.go_on_unheard()
+    story.go_on_unheard()
     promoted = group.fail_over()
     must_be_behind(promoted, BEHIND)
-    last = within.granted
-    lease = within.grant(within.far)
-    assert within.granted - last > BEHIND, "a failover takes longer than that"
-    within.must_rise()
-    within.must_keep_the_stale_one_out(redis_client, lease)
+    last = story.granted
+    lease = story.grant(story.far)
+    assert story.granted - last > BEHIND, "a failover takes longer than that"
+    story.must_rise()
+    story.must_keep_the_stale_one_out(redis_client, lease)
 
-    for clock in clocks:
-        clock.jump(-FAR_BEHIND)
+
+@twin(guards_nothing)
+@pytest.mark.may_break("S2", "S5", why="the clock is behind by more than the documents allow for")
+@may_have_two_holders
+@pytest.mark.slow
+def test_clocks_too_far_apart(late: MakeLate, redis_client: redis.Redis, opened: ExitStack) -> None:
+    """Nothing would protect beyond the limit that the documents state."""
+    group = late(FAR_BEHIND)
+    story = Story(opened, group, redis_client, "orders")
+    story.begin()
+    await_true(group.in_sync)
+    group.road.drop()
+    story.go_on_unheard()
+    promoted = group.fail_over()
     must_be_behind(promoted, FAR_BEHIND)
-    beyond.must_have_lost_grants(promoted)
-    lease = beyond.grant(beyond.far)
-    with pytest.raises(AssertionError):
-        beyond.must_rise()
+    story.must_have_lost_grants(promoted)
+    lease = story.grant(story.far)
+    assert lease.token < story.stale.token, "else nothing was tested"
     with pytest.raises(fencer.StaleToken):
-        beyond.write(lease, "too small")
-    assert redis_client.get("{invoices}:balance") == b"unheard"
+        story.write(lease, "too small")
+    assert redis_client.get("{orders}:balance") == b"unheard"
     assert lease.release()
-    lifted = beyond.far.acquire("invoices", ttl=60, guards=[beyond.guard])
-    assert lifted.token > beyond.stale.token
-    beyond.must_keep_the_stale_one_out(redis_client, lifted)
+    lifted = story.far.acquire("orders", ttl=60, guards=[story.guard])
+    assert lifted.token > story.stale.token
+    story.must_keep_the_stale_one_out(redis_client, lifted)
 
 
 def must_be_behind(server: Server, seconds: float) -> None:
@@ -192,6 +208,9 @@ def must_be_behind(server: Server, seconds: float) -> None:
     assert time.time() - (int(whole) + int(micro) / 1e6) > seconds - 0.1
 
 
+@twin(guards_nothing)
+@pytest.mark.may_break("S5", why="who has been cut off knows of no later grant, and renews")
+@may_have_two_holders
 @pytest.mark.slow
 def test_a_primary_that_is_cut_off_and_lives(
     group: Group, redis_client: redis.Redis, opened: ExitStack

@@ -22,6 +22,8 @@ from fencer.acl import rules
 from fencer.embedded import Server
 from fencer.guards import AsyncRedisGuard, RedisGuard
 from tests.cli.runs import Cli, eventually
+from tests.faults.planted import twin
+from tests.topology import bugs
 from tests.topology.certificates import Authority
 from tests.topology.relay import Relay
 
@@ -192,6 +194,8 @@ def test_the_command_line(place: Place, way: str) -> None:
     assert cli("doctor", "--json").json["machines"]
 
 
+@twin(bugs.trusts_everybody)
+@pytest.mark.usefixtures("history")
 def test_a_server_that_nobody_vouches_for(place: Place) -> None:
     """A client would give its tokens, and its password, to an impostor."""
     url = place.tls_url("tls", ssl_ca_certs=place.stranger.file)
@@ -212,6 +216,8 @@ def test_a_client_that_nobody_vouches_for(place: Place) -> None:
     assert place.relays["mutual-tls"].refused > 0
 
 
+@twin(bugs.wrong_logins_pass)
+@pytest.mark.usefixtures("history")
 @pytest.mark.parametrize("way", ["password", "user"], indirect=True)
 def test_a_wrong_password(place: Place, way: str) -> None:
     """A login that fails would look like a server that is down, or like a name that is held."""
