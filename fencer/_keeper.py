@@ -67,7 +67,9 @@ class _Timetable:
 
     def drop(self, lease: BaseLease) -> None:
         self._at.pop(lease, None)
-        if len(self._heap) > 2 * len(self._at) + 64:
+        if not self._at:
+            self._heap.clear()  # A lease knows its keeper: that would be a cycle.
+        elif len(self._heap) > 2 * len(self._at) + 64:
             self._heap = [entry for entry in self._heap if self._at.get(entry[2]) == entry[0]]
             heapq.heapify(self._heap)
 

@@ -37,6 +37,7 @@ from fencer._steps import (
     Wait,
     text,
 )
+from fencer._turns import turns_of
 from fencer._wakeups import TaskWakeups, ThreadWakeups
 from fencer.errors import StoreError, StoreUnavailable
 
@@ -134,11 +135,13 @@ class Wire:
     def batch(self, batch: Batch) -> list[Any]:
         """Run several scripts in one trip; for each its reply, or the error that it met."""
         outcomes: list[Any] = []
+        until = time.monotonic() + batch.timeout
         try:
-            with self.lent("renew") as connection:
+            with self.lent("renew", urgent=batch.timeout) as connection:
                 commands = connection.pack_commands([_by_sha(call) for call in batch.calls])
                 connection.send_packed_command(commands)
-                patience = min(batch.timeout, connection.socket_timeout or batch.timeout)
+                left = max(0.001, until - time.monotonic())
+                patience = min(left, connection.socket_timeout or left)
                 for call in batch.calls:
                     try:
                         outcomes.append(self.driver.reply(connection, patience))
@@ -148,27 +151,34 @@ class Wire:
                         outcomes.append(error)
         except StoreError as error:
             outcomes += [error] * (len(batch.calls) - len(outcomes))
-        return [
-            self._again(call)
-            if isinstance(outcome, self.driver.no_script)
-            else _told(outcome, call)
-            for call, outcome in zip(batch.calls, outcomes, strict=True)
-        ]
-
-    def _again(self, call: Call) -> Any:
         try:
-            return self.call(call)
+            return [
+                self._again(call, batch.timeout)
+                if isinstance(outcome, self.driver.no_script)
+                else _told(outcome, call)
+                for call, outcome in zip(batch.calls, outcomes, strict=True)
+            ]
+        finally:
+            del outcomes  # A frame that holds its own exception is a cycle.
+
+    def _again(self, call: Call, seconds: float) -> Any:
+        try:
+            with self.lent(call.script.name, urgent=seconds) as connection:
+                return _answer(connection, call, self.driver)
         except StoreError as error:
             return error
 
-    def lent(self, script: str | None, kept: Kept[Line] | None = None) -> _Loan:
+    def lent(
+        self, script: str | None, kept: Kept[Line] | None = None, urgent: float | None = None
+    ) -> _Loan:
         """Lend a connection of the pool, and translate what goes wrong with it.
 
         Args:
             script: what is called; ``None`` for what changes nothing.
             kept: where the connection may stay afterwards, instead of going back.
+            urgent: before all others who wait for one, and for so many seconds at most.
         """
-        return _Loan(self.client.connection_pool, self.driver, script, kept)
+        return _Loan(self.client.connection_pool, self.driver, script, kept, urgent)
 
     def close(self) -> None:
         """Give the kept connection back."""
@@ -180,30 +190,43 @@ class Wire:
 class _Loan:
     """A connection lent by a `Wire`. A class, for a generator takes as long as all the rest."""
 
-    __slots__ = ("_connection", "_driver", "_kept", "_pool", "_script")
+    __slots__ = ("_connection", "_driver", "_kept", "_pool", "_script", "_turns", "_urgent")
 
     def __init__(
-        self, pool: Any, driver: Driver, script: str | None, kept: Kept[Line] | None
+        self,
+        pool: Any,
+        driver: Driver,
+        script: str | None,
+        kept: Kept[Line] | None,
+        urgent: float | None,
     ) -> None:
         self._pool, self._driver, self._script, self._kept = pool, driver, script, kept
+        self._turns, self._urgent = turns_of(pool), urgent
 
     def __enter__(self) -> Any:
-        until = time.monotonic() + _FREE_SECONDS
-        while True:
-            try:
-                self._connection = self._driver.connection(self._pool)
-                return self._connection
-            except self._driver.full as error:
-                if time.monotonic() > until:
-                    raise unreached(error, self._pool) from error
-                time.sleep(0.002)
-            except BaseException as error:
-                if not isinstance(error, self._driver.any):
-                    # It was put back half made: connected, but not logged in, and in database 0.
-                    self._pool.disconnect(inuse_connections=False)
-                if not isinstance(error, Exception):
-                    raise
-                raise unreached(error, self._pool) from error
+        try:
+            self._connection = self._at_once() or self._in_turn()
+        except BaseException as error:
+            if not isinstance(error, self._driver.any):
+                # It was put back half made: connected, but not logged in, and in database 0.
+                self._pool.disconnect(inuse_connections=False)
+            if not isinstance(error, Exception):
+                raise
+            raise unreached(error, self._pool) from error
+        return self._connection
+
+    def _at_once(self) -> Any:
+        if self._turns.line:
+            return None
+        try:
+            return self._driver.connection(self._pool)
+        except self._driver.full:
+            return None
+
+    def _in_turn(self) -> Any:
+        urgent = self._urgent is not None
+        seconds = _FREE_SECONDS if self._urgent is None else self._urgent
+        return self._turns.wait(self._pool, self._driver, seconds, urgent=urgent)
 
     def __exit__(
         self,
@@ -221,6 +244,8 @@ class _Loan:
             connection.disconnect()
         if error is not None or self._kept is None or not self._kept.keep(connection):
             self._pool.release(connection)
+            if self._turns.line:
+                self._turns.freed()
         if refused is not None:
             raise refused from error
 
@@ -236,6 +261,8 @@ class AsyncWire:
         self._at_once = asyncio.Semaphore(_AT_ONCE)
         # Grants that wait for a replica that has gone must not keep renewals from being sent.
         self._confirming = asyncio.Semaphore(_AT_ONCE)
+        # Nor must the calls of thousands of tasks.
+        self._renewing = asyncio.Semaphore(_AT_ONCE)
         self._kept = kept_of(client.connection_pool, AsyncLine)
 
     async def do(self, step: Step) -> Any:
@@ -311,7 +338,10 @@ class AsyncWire:
         outcomes: list[Any] = []
         try:
             # Not read_response(timeout=...), which returns None and leaves the reply unread.
-            async with asyncio.timeout(batch.timeout), self.lent("renew") as connection:
+            async with (
+                asyncio.timeout(batch.timeout),
+                self.lent("renew", urgent=batch.timeout) as connection,
+            ):
                 commands = connection.pack_commands([_by_sha(call) for call in batch.calls])
                 await connection.send_packed_command(commands)
                 for call in batch.calls:
@@ -326,16 +356,20 @@ class AsyncWire:
             outcomes += [late] * (len(batch.calls) - len(outcomes))
         except StoreError as error:
             outcomes += [error] * (len(batch.calls) - len(outcomes))
-        return [
-            await self._again(call)
-            if isinstance(outcome, self.driver.no_script)
-            else _told(outcome, call)
-            for call, outcome in zip(batch.calls, outcomes, strict=True)
-        ]
-
-    async def _again(self, call: Call) -> Any:
         try:
-            return await self.call(call)
+            return [
+                await self._again(call, batch.timeout)
+                if isinstance(outcome, self.driver.no_script)
+                else _told(outcome, call)
+                for call, outcome in zip(batch.calls, outcomes, strict=True)
+            ]
+        finally:
+            del outcomes
+
+    async def _again(self, call: Call, seconds: float) -> Any:
+        try:
+            async with self.lent(call.script.name, urgent=seconds) as connection:
+                return await _async_answer(connection, call, self.driver)
         except StoreError as error:
             return error
 
@@ -344,10 +378,13 @@ class AsyncWire:
         script: str | None,
         kept: Kept[AsyncLine] | None = None,
         confirm: Confirm | None = None,
+        urgent: float | None = None,
     ) -> _AsyncLoan:
         """Lend a connection of the pool, and translate what goes wrong with it."""
         at_once = self._at_once if confirm is None else self._confirming
-        return _AsyncLoan(self.client.connection_pool, self.driver, script, kept, at_once)
+        if urgent is not None:
+            at_once = self._renewing
+        return _AsyncLoan(self.client.connection_pool, self.driver, script, kept, at_once, urgent)
 
     async def close(self) -> None:
         """Give the kept connection back."""
@@ -357,7 +394,17 @@ class AsyncWire:
 
 
 class _AsyncLoan:
-    __slots__ = ("_at_once", "_cancelling", "_connection", "_driver", "_kept", "_pool", "_script")
+    __slots__ = (
+        "_at_once",
+        "_cancelling",
+        "_connection",
+        "_driver",
+        "_kept",
+        "_pool",
+        "_script",
+        "_turns",
+        "_urgent",
+    )
 
     def __init__(
         self,
@@ -366,9 +413,11 @@ class _AsyncLoan:
         script: str | None,
         kept: Kept[AsyncLine] | None,
         at_once: asyncio.Semaphore,
+        urgent: float | None,
     ) -> None:
         self._pool, self._driver, self._script = pool, driver, script
         self._kept, self._at_once = kept, at_once
+        self._turns, self._urgent = turns_of(pool), urgent
 
     async def __aenter__(self) -> Any:
         self._cancelling = _cancellations()
@@ -381,18 +430,25 @@ class _AsyncLoan:
         return self._connection
 
     async def _from_pool(self) -> Any:
-        until = time.monotonic() + _FREE_SECONDS
-        while True:
-            try:
-                return await self._driver.connection(self._pool)
-            except self._driver.full as error:
-                if time.monotonic() > until:
-                    raise unreached(error, self._pool) from error
-                await asyncio.sleep(0.002)
-            except Exception as error:  # The driver takes care of a cancellation.
-                if not isinstance(error, self._driver.any):
-                    await self._pool.disconnect(inuse_connections=False)
-                raise unreached(error, self._pool) from error
+        try:
+            return await self._from_pool_at_once() or await self._in_turn()
+        except Exception as error:  # The driver takes care of a cancellation.
+            if not isinstance(error, self._driver.any):
+                await self._pool.disconnect(inuse_connections=False)
+            raise unreached(error, self._pool) from error
+
+    async def _from_pool_at_once(self) -> Any:
+        if self._turns.line:
+            return None
+        try:
+            return await self._driver.connection(self._pool)
+        except self._driver.full:
+            return None
+
+    async def _in_turn(self) -> Any:
+        urgent = self._urgent is not None
+        seconds = _FREE_SECONDS if self._urgent is None else self._urgent
+        return await self._turns.wait_async(self._pool, self._driver, seconds, urgent=urgent)
 
     async def __aexit__(
         self,
@@ -409,6 +465,8 @@ class _AsyncLoan:
                 await connection.disconnect(nowait=True)
             if error is not None or self._kept is None or not self._kept.keep(connection):
                 await self._pool.release(connection)
+                if self._turns.line:
+                    self._turns.freed()
         finally:
             self._at_once.release()
         if refused is not None:

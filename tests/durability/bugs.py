@@ -145,9 +145,11 @@ def waits_in_one_queue(patch: pytest.MonkeyPatch) -> None:
             except TimeoutError as error:
                 raise StoreError("no free turn") from error
 
-    def lent(wire: AsyncWire, script: Any, kept: Any = None, confirm: Any = None) -> Any:
+    def lent(
+        wire: AsyncWire, script: Any, kept: Any = None, confirm: Any = None, urgent: Any = None
+    ) -> Any:
         kind = Loan if confirm is None else _AsyncLoan
-        return kind(wire.client.connection_pool, wire.driver, script, kept, wire._at_once)
+        return kind(wire.client.connection_pool, wire.driver, script, kept, wire._at_once, urgent)
 
     patch.setattr(AsyncWire, "lent", lent)
 

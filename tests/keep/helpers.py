@@ -11,6 +11,8 @@ from typing import Any
 
 import redis
 
+import fencer
+from fencer._lease import BaseLease
 from fencer.embedded import Server
 from tests.faults.record import BEGIN
 
@@ -23,6 +25,17 @@ def eventually(condition: Callable[[], Any], seconds: float = 10.0) -> bool:
             return False
         time.sleep(0.005)
     return True
+
+
+def stays(lease: fencer.Lease, seconds: float) -> bool:
+    """Whether a lease is valid for so long."""
+    return not eventually(lambda: not lease.valid, seconds)
+
+
+def is_renewed(lease: BaseLease) -> bool:
+    """Whether somebody renews the lease before it ends."""
+    before = lease._deadline
+    return eventually(lambda: lease._deadline > before or not lease.valid) and lease.valid
 
 
 def calls(server: Server, command: str = "eval") -> int:

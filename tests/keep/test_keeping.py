@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import logging
 import threading
@@ -14,12 +15,16 @@ import redis
 
 import fencer
 from fencer import LeaseLost, StoreError
+from fencer._turns import turns_of
 from fencer.drill.proxy import Proxy
 from fencer.embedded import Server
+from tests.faults import bugs as common
+from tests.faults.planted import twin
 from tests.faults.processes import Worker
 from tests.fix_api import Connect
 from tests.fix_servers import MakeServer
-from tests.keep.helpers import calls, eventually, run
+from tests.keep import bugs
+from tests.keep.helpers import calls, eventually, run, stays
 
 
 @pytest.fixture
@@ -35,13 +40,14 @@ def other(shared_server: Server, redis_client: redis.Redis) -> Iterator[fencer.F
         yield client
 
 
+@twin(bugs.keeps_nothing)
 def test_kept_for_many_ttls_under_load(client: fencer.Fencer, other: fencer.Fencer) -> None:
     """A holder that works would lose its lease."""
     lease = client.acquire("orders", ttl=1.0, keep_alive=True)
     until = time.monotonic() + 2.5
 
     def work(name: str) -> None:
-        while time.monotonic() < until:
+        while time.monotonic() < until and lease.valid:
             with other.acquire(name):
                 sum(range(10_000))
 
@@ -54,6 +60,7 @@ def test_kept_for_many_ttls_under_load(client: fencer.Fencer, other: fencer.Fenc
     assert lease.release()
 
 
+@twin(bugs.one_call_for_each)
 def test_many_leases_share_trips_and_connections(connect: Connect, make_server: MakeServer) -> None:
     """A thousand leases would cost a thousand trips, or connections, in each third of a ttl."""
     server = make_server(persistence="none")
@@ -71,6 +78,7 @@ def test_many_leases_share_trips_and_connections(connect: Connect, make_server: 
     assert all(lease.valid for lease in leases)
 
 
+@twin(bugs.asks_nobody_alone)
 def test_a_broken_key_costs_no_other_lease_anything(
     connect: Connect, make_server: MakeServer
 ) -> None:
@@ -82,11 +90,12 @@ def test_a_broken_key_costs_no_other_lease_anything(
         watcher.delete("fencer:{orders-7}:token")
         watcher.hset("fencer:{orders-7}:token", "some", "thing")
     assert eventually(lambda: not leases[7].valid)
-    time.sleep(1)
+    assert stays(leases[8], 1)
     assert [lease.name for lease in leases if not lease.valid] == ["orders-7"]
 
 
 @pytest.mark.parametrize("fault", ["refuse", "reset", "silence"])
+@twin(bugs.an_outage_is_a_loss)
 def test_an_outage_shorter_than_the_ttl_is_survived(
     connect: Connect, proxy: Proxy, other: fencer.Fencer, fault: str
 ) -> None:
@@ -105,8 +114,7 @@ def test_an_outage_shorter_than_the_ttl_is_survived(
             proxy.reset()
         time.sleep(0.1)
     proxy.heal()
-    time.sleep(1.2)
-    assert lease.valid
+    assert stays(lease, 1.2)
     assert other.inspect("orders").token == lease.token
     lease.renew()
 
@@ -117,6 +125,7 @@ def test_an_outage_shorter_than_the_ttl_is_survived(
     indirect=["connect"],
     ids=["threads", "asyncio"],
 )
+@twin(bugs.trips_have_no_limit, of="asyncio")
 def test_a_connection_that_is_never_answered_is_not_waited_for(
     connect: Connect, options: dict[str, float], proxy: Proxy, other: fencer.Fencer
 ) -> None:
@@ -129,12 +138,12 @@ def test_a_connection_that_is_never_answered_is_not_waited_for(
     lease = client.acquire("orders", ttl=3, keep_alive=True)
     proxy.swallow_reply(1, then="silence")
     proxy.reset()
-    time.sleep(3.5)
+    assert stays(lease, 3.5)
     assert proxy.swallowed == 1, "one new connection was not answered; the next would be"
-    assert lease.valid
     assert other.inspect("orders").token == lease.token
 
 
+@twin(bugs.an_outage_is_a_loss)
 def test_the_drivers_own_retries_cost_no_lease(proxy: Proxy) -> None:
     """A client with redis-py's defaults would sleep between its own retries until all is over."""
     with redis.Redis.from_url(proxy.url) as driver, fencer.Fencer(driver) as client:
@@ -143,7 +152,7 @@ def test_the_drivers_own_retries_cost_no_lease(proxy: Proxy) -> None:
         proxy.refuse()
         time.sleep(0.9)
         proxy.heal()
-        time.sleep(2.2)
+        assert stays(leases[0], 2.2)
         assert [lease.valid for lease in leases] == [True] * 5
 
 
@@ -180,6 +189,7 @@ def handle(do):
     ("api", "ways"),
     [("threads", (True, True)), ("threads", (False, True)), ("asyncio", (True, True))],
 )
+@twin(common.believes_too_long)
 def test_a_loss_is_known_before_another_is_granted(
     proxy: Proxy, other: fencer.Fencer, api: str, ways: tuple[bool, bool]
 ) -> None:
@@ -202,6 +212,7 @@ def test_a_loss_is_known_before_another_is_granted(
         assert other.inspect("orders").token == mine.token
 
 
+@twin(bugs.a_refusal_is_no_loss)
 def test_a_revoke_is_noticed_at_the_next_beat(client: fencer.Fencer, other: fencer.Fencer) -> None:
     """A holder that was sent away would work on until its ttl is over."""
     lease = client.acquire("orders", ttl=3, keep_alive=True)
@@ -218,6 +229,7 @@ def test_a_revoke_is_noticed_at_the_next_beat(client: fencer.Fencer, other: fenc
 
 
 @pytest.mark.parametrize("api", ["threads", "asyncio"])
+@twin(common.believes_too_long)
 def test_a_process_that_was_stopped_knows_it_on_waking(
     shared_server: Server, other: fencer.Fencer, api: str
 ) -> None:
@@ -235,6 +247,7 @@ def test_a_process_that_was_stopped_knows_it_on_waking(
         assert mine.release()
 
 
+@twin(bugs.leaves_in_silence)
 def test_with_raises_on_leaving(client: fencer.Fencer, other: fencer.Fencer) -> None:
     """A body that ran on without its lease would look like a success."""
     with (  # noqa: PT012
@@ -245,15 +258,16 @@ def test_with_raises_on_leaving(client: fencer.Fencer, other: fencer.Fencer) -> 
         assert eventually(lease.lost.is_set)
 
 
+@twin(bugs.keeps_the_old_times)
 def test_a_shorter_ttl_is_kept_too(client: fencer.Fencer, other: fencer.Fencer) -> None:
     """After renew(ttl=shorter) a kept lease would end between two beats of the old ttl."""
     lease = client.acquire("orders", ttl=30, keep_alive=True)
     lease.renew(ttl=1.5)
-    time.sleep(2.5)
-    assert lease.valid
+    assert stays(lease, 2.5)
     assert other.inspect("orders").token == lease.token
 
 
+@twin(bugs.keeps_the_old_times)
 def test_after_a_shorter_ttl_the_loss_is_told_in_time(
     client: fencer.Fencer, other: fencer.Fencer
 ) -> None:
@@ -267,31 +281,34 @@ def test_after_a_shorter_ttl_the_loss_is_told_in_time(
 
 
 RENEWS_AT_THE_BEAT = """
-import asyncio, sys, threading, time
+import asyncio, sys
 import fencer
 from fencer.drill.proxy import Proxy
 
 port, api = int(sys.argv[1]), sys.argv[2]
 proxy = Proxy(("127.0.0.1", port))
-spent = []
+tries = []
+
+def watch(lease):
+    plain = lease._begin_renewal
+    lease._begin_renewal = lambda: tries.append(1) or plain()
+    proxy.delay(replies=2.4)
 
 def threads():
     with fencer.connect(proxy.url) as client:
-        lease = client.acquire("orders", ttl=9, keep_alive=True)
-        proxy.delay(replies=4.0)
-        before = time.process_time()
+        lease = client.acquire("orders", ttl=4.5, keep_alive=True)
+        lease.renew()  # Now the server knows the script.
+        watch(lease)
         lease.renew()
-        spent.append(time.process_time() - before)
         proxy.delay()
         assert lease.valid
 
 async def tasks():
     async with fencer.connect_async(proxy.url) as client:
-        lease = await client.acquire("orders", ttl=9, keep_alive=True)
-        proxy.delay(replies=4.0)
-        before = time.process_time()
+        lease = await client.acquire("orders", ttl=4.5, keep_alive=True)
         await lease.renew()
-        spent.append(time.process_time() - before)
+        watch(lease)
+        await lease.renew()
         proxy.delay()
         assert lease.valid
 
@@ -300,20 +317,22 @@ if api == "threads":
 else:
     asyncio.run(tasks())
 proxy.close()
-print(*spent)
+print(len(tries))
 """
 
 
 @pytest.mark.parametrize("api", ["threads", "asyncio"])
+@twin(bugs.tries_without_a_pause)
 def test_a_slow_renew_of_the_callers_meets_a_beat(
     shared_server: Server, redis_client: redis.Redis, api: str
 ) -> None:
     """The keeper would spin until the other renew is done; on asyncio that is for ever."""
-    done = run(RENEWS_AT_THE_BEAT, str(shared_server.port), api, timeout=12)
+    done = run(RENEWS_AT_THE_BEAT, str(shared_server.port), api, timeout=40)
     assert done.returncode == 0, done.stderr
-    assert float(done.stdout) < 0.4, "seconds of CPU for a program that waits"
+    assert 0 < int(done.stdout) < 300, "tries of a keeper that waits for a second"
 
 
+@twin(bugs.a_reply_revives)
 def test_a_release_during_a_renew_in_flight(
     connect: Connect, proxy: Proxy, other: fencer.Fencer
 ) -> None:
@@ -333,6 +352,7 @@ def test_a_release_during_a_renew_in_flight(
 
 
 @pytest.mark.parametrize("how", ["release", "with", "exception", "close"])
+@twin(bugs.renews_what_has_ended)
 def test_what_has_ended_is_renewed_no_more(connect: Connect, server: Server, how: str) -> None:
     """A released lease would be spoken for, for as long as the process lives."""
     client = connect(server.unix_url)
@@ -354,6 +374,7 @@ def test_what_has_ended_is_renewed_no_more(connect: Connect, server: Server, how
         assert not other.inspect("orders").held
 
 
+@twin(bugs.releases_nothing_at_the_end)
 def test_close_releases_what_is_kept(connect: Connect, other: fencer.Fencer) -> None:
     """A service that stops in order would keep its successor waiting for a ttl."""
     client = connect()
@@ -365,6 +386,7 @@ def test_close_releases_what_is_kept(connect: Connect, other: fencer.Fencer) -> 
     assert other.inspect("not kept").held
 
 
+@twin(bugs.the_first_failure_ends_the_release)
 def test_close_releases_the_rest_though_one_fails(
     connect: Connect, other: fencer.Fencer, redis_client: redis.Redis
 ) -> None:
@@ -379,6 +401,7 @@ def test_close_releases_the_rest_though_one_fails(
         other.inspect("one")
 
 
+@twin(bugs.calls_where_it_stands)
 def test_bad_callbacks_delay_nobody(
     client: fencer.Fencer, other: fencer.Fencer, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -398,17 +421,20 @@ def test_bad_callbacks_delay_nobody(
     bad[1].on_lost(fail if hasattr(client, "_loop") else block)
     good = client.acquire("good", ttl=1.0, keep_alive=True)
     good.on_lost(lambda reason: heard.append("good"))
-    stays = client.acquire("stays", ttl=1.0, keep_alive=True)
-    with caplog.at_level(logging.ERROR, "fencer"):
-        for name in ("bad-0", "bad-1", "good"):
-            other.revoke(name)
-        assert eventually(lambda: heard, 3)
-        assert eventually(lambda: "in a callback" in caplog.text, 3)
-    time.sleep(1.0)
-    assert stays.valid
-    blocked.set()
+    another = client.acquire("another", ttl=1.0, keep_alive=True)
+    try:
+        with caplog.at_level(logging.ERROR, "fencer"):
+            for name in ("bad-0", "bad-1", "good"):
+                other.revoke(name)
+            assert eventually(lambda: heard or not another.valid, 3)
+            assert heard
+            assert eventually(lambda: "in a callback" in caplog.text, 3)
+        assert stays(another, 1.0)
+    finally:
+        blocked.set()
 
 
+@twin(bugs.no_callback_after_the_loss)
 def test_a_callback_hears_of_a_loss_that_has_been(client: fencer.Fencer) -> None:
     """A callback that is set a moment too late would never be called."""
     lease = client.acquire("orders", ttl=0.05)
@@ -419,6 +445,7 @@ def test_a_callback_hears_of_a_loss_that_has_been(client: fencer.Fencer) -> None
     assert eventually(lambda: reasons, 3)
 
 
+@twin(bugs.a_release_is_told_as_a_loss)
 def test_a_released_lease_calls_nobody(client: fencer.Fencer) -> None:
     """An orderly end would be reported as a loss."""
     lease = client.acquire("orders", ttl=0.3)
@@ -430,16 +457,18 @@ def test_a_released_lease_calls_nobody(client: fencer.Fencer) -> None:
     assert not lease.lost.is_set()
 
 
+@twin(bugs.a_late_beat_is_a_loss)
 def test_a_thread_that_holds_the_interpreter(client: fencer.Fencer, other: fencer.Fencer) -> None:
     """A second in a C function would cost a lease of three."""
     lease = client.acquire("orders", ttl=3, keep_alive=True)
-    time.sleep(0.6)
+    time.sleep(0.3)
     ctypes.PyDLL(None).usleep(999_999)  # PyDLL keeps the interpreter's lock
-    time.sleep(1.2)
+    assert eventually(lambda: lease.remaining() > 2 or not lease.valid)
     assert lease.valid
     assert other.inspect("orders").token == lease.token
 
 
+@twin(bugs.checks_the_beat_afterwards)
 def test_keep_alive_is_checked_before_anything_is_sent(
     client: fencer.Fencer, other: fencer.Fencer
 ) -> None:
@@ -449,32 +478,89 @@ def test_keep_alive_is_checked_before_anything_is_sent(
     assert other.inspect("orders").issued == 0
 
 
+@twin(bugs.sends_no_script_again)
 def test_the_server_forgets_the_scripts(
     client: fencer.Fencer, other: fencer.Fencer, redis_client: redis.Redis
 ) -> None:
     """SCRIPT FLUSH would cost every lease."""
     leases = [client.acquire(f"orders-{n}", ttl=1.5, keep_alive=True) for n in range(10)]
-    for _ in range(4):
-        time.sleep(0.5)
+    for _ in range(5):
+        assert stays(leases[0], 0.5)
         redis_client.script_flush()
     assert all(lease.valid for lease in leases)
 
 
+@twin(bugs.renewals_wait_like_all)
 def test_a_pool_that_is_used_up_does_not_stop_the_keeper(
-    proxy: Proxy, other: fencer.Fencer
+    connect: Connect, proxy: Proxy, other: fencer.Fencer
 ) -> None:
     """Threads that wait for replies would take the connection that keeps the leases."""
-    with fencer.connect(proxy.url, max_connections=3) as client:
-        lease = client.acquire("orders", ttl=3, keep_alive=True)
-        until = time.monotonic() + 3.2
+    client = connect(proxy.url, max_connections=3)
+    lease = client.acquire("orders", ttl=2.4, keep_alive=True)
+    proxy.delay(replies=0.2)  # A turn of all takes longer than the time between two renewals.
+    until = time.monotonic() + 2.6
 
-        def work(number: int) -> None:
-            while time.monotonic() < until:
-                with client.acquire(f"busy-{number}"):
-                    pass
+    def work(_: int) -> None:
+        while time.monotonic() < until and lease.valid:
+            client.inspect("orders")
 
-        with ThreadPoolExecutor(20) as pool:
-            for done in [pool.submit(work, number) for number in range(20)]:
-                done.result()
-        assert lease.valid
-        assert other.inspect("orders").token == lease.token
+    with ThreadPoolExecutor(20) as pool:
+        list(pool.map(work, range(20)))
+    assert lease.valid
+    assert other.inspect("orders").token == lease.token
+
+
+@twin(bugs.renewals_are_calls_like_others)
+def test_many_calls_at_once_do_not_stop_the_keeper(proxy: Proxy) -> None:
+    """On asyncio, where so many are under way at once, a renewal would wait for all the others."""
+
+    async def main() -> bool:
+        async def work() -> None:
+            while True:
+                await client.inspect("orders")
+
+        async with fencer.connect_async(proxy.url) as client:
+            lease = await client.acquire("orders", ttl=2.4, keep_alive=True)
+            proxy.delay(replies=0.1)
+            tasks = [asyncio.create_task(work()) for _ in range(200)]
+            until = time.monotonic() + 2.6
+            while time.monotonic() < until and lease.valid:
+                await asyncio.sleep(0.02)
+            valid = lease.valid
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+            return valid
+
+    assert asyncio.run(main())
+
+
+@twin(bugs.nobody_stands_in_line)
+def test_who_waits_for_a_connection_gets_it_in_turn(connect: Connect, proxy: Proxy) -> None:
+    """Who gives a connection back would take it again at once, and the others get none."""
+    client = connect(proxy.url, max_connections=1)
+    client.inspect("orders")
+    proxy.delay(replies=0.02)
+    calls = [0] * 4
+
+    def work(number: int) -> None:
+        while sum(calls) < 40:
+            client.inspect("orders")
+            calls[number] += 1
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))
+    assert min(calls) >= 5, calls
+
+
+@twin(bugs.waits_for_who_has_gone)
+def test_nobody_waits_for_who_was_interrupted_in_line(
+    connect_threads: Connect, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thread that could not leave the line would block a client for good."""
+    monkeypatch.setattr("fencer._wire._FREE_SECONDS", 0.5)
+    client = connect_threads(max_connections=1)
+    turns = turns_of(client.client.connection_pool)
+    turns.join(threading.Event(), urgent=False)  # It is gone.
+    client.inspect("orders")
+    assert not turns.line

@@ -9,7 +9,9 @@ import redis
 
 from fencer._steps import Batch
 from fencer._wire import Wire
+from tests.faults.planted import twin
 from tests.fix_api import Connect
+from tests.keep import bugs
 
 
 class Watched(Wire):
@@ -22,6 +24,7 @@ class Watched(Wire):
         return super().batch(batch)
 
 
+@twin(bugs.trips_have_no_limit)
 def test_a_long_lease_takes_no_time_of_a_short_one(
     connect_threads: Connect, redis_client: redis.Redis
 ) -> None:
