@@ -53,8 +53,15 @@ def check(events: Iterable[Event]) -> list[Finding]:
 
 def _by_name(events: list[Event]) -> dict[str, list[Event]]:
     """The events of each name; what tells of all stands with each."""
-    names = {event.name for event in events if event.name}
-    return {name: [event for event in events if event.name in ("", name)] for name in names}
+    of_all = [event for event in events if not event.name]
+    names: dict[str, list[Event]] = {}
+    for event in events:
+        if event.name:
+            names.setdefault(event.name, []).append(event)
+    if of_all:
+        for name, about in names.items():
+            names[name] = sorted(about + of_all, key=lambda event: event.begun)
+    return names
 
 
 def _each(events: list[Event], *whats: str, outcome: str = "ok") -> list[Event]:
