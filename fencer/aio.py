@@ -288,7 +288,10 @@ class AsyncFencer(BaseFencer):
                 return
 
     async def close(self) -> None:
-        """Release the leases that are kept alive, and close what `connect_async` opened."""
+        """Release the leases that are kept alive, and close what `connect_async` opened.
+
+        A wait that is under way goes on, with connections of its own: cancel it first.
+        """
         await self._keeping.close()
         await self._wakeups.close()
         await self._wire.close()

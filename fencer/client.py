@@ -397,7 +397,7 @@ class Fencer(BaseFencer):
         """Release the leases that are kept alive, and close what `connect` opened.
 
         Other leases stay held until their ttl has passed. The client can be used again unless
-        `connect` made it.
+        `connect` made it. A wait that is under way goes on, with connections of its own.
         """
         self._keeping.close()
         self._wakeups.close()
