@@ -37,6 +37,13 @@ def doctor(
         str | None,
         typer.Option(metavar="NAME", help="Ask whether this user of the server may use leases."),
     ] = None,
+    prefix: Annotated[
+        str,
+        typer.Option(
+            metavar="TEXT",
+            help="Look only at leases whose names begin so, as `fencer acl --prefix` allows.",
+        ),
+    ] = "",
     as_json: AsJson = False,
     namespace: Namespace = "fencer",
     hash_tag: HashTag = True,
@@ -57,6 +64,7 @@ def doctor(
             namespace=namespace,
             hash_tag=hash_tag,
             user=user,
+            prefix=prefix,
             timeouts=False,  # They are this command's own.
         )
     if as_json:

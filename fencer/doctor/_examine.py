@@ -13,6 +13,7 @@ import redis
 from redis.cluster import RedisCluster
 
 from fencer._keys import Keyspace
+from fencer.acl import rules
 from fencer.doctor import _access, _groups, _leases, _servers
 from fencer.doctor._leases import DEFAULT_TTL, Survey
 from fencer.doctor._nodes import Group, Node, found_by, group_of, pairs, replicas_of
@@ -27,6 +28,7 @@ def examine(
     namespace: str = "fencer",
     hash_tag: bool = True,
     user: str | None = None,
+    prefix: str = "",
     timeouts: bool = True,
 ) -> Report:
     """Look at servers and at the leases on them. Changes nothing there.
@@ -38,34 +40,44 @@ def examine(
         hash_tag: whether they have braces.
         user: ask whether this user of the server may use leases, in place of the one that the
             clients log in as.
+        prefix: look only at names that begin so, as a user made by ``fencer acl --prefix`` has to.
         timeouts: whether these are the clients that an application works with, so that their
             timeouts matter, too.
 
     Raises:
-        StoreUnavailable: a server that a client names does not answer. That others do not, or it
-            does not any more, becomes `Unseen`.
+        StoreUnavailable: a server that a client names does not answer, nor does any sentinel or
+            node. That others do not, or it does not any more, becomes `Unseen`.
+        StoreError: the sentinels refuse to answer.
         InvalidArgument: there is no client, or an argument is not allowed.
 
     Cost:
         Some dozens of reads per server, a ``SCAN`` of the whole database, and eight reads per name
-        (of 20,000 names at most). Up to 4 s more if a line of waiters seems to stand still.
+        (of 20,000 names at most). Up to 4 s more if a line of waiters seems to stand still, and
+        half a second if a slot of a Cluster is being moved.
     """
     if not clients:
         raise InvalidArgument("there is nothing to examine: pass a client")
     keyspace = Keyspace(namespace, hash_tag)
+    rules(prefix=prefix)  # which says whether there can be such a user
     with contextlib.ExitStack() as opened:
         groups = [group_of(client) for client in clients]
-        return _Examination(keyspace, user, timeouts, opened).run(groups)
+        return _Examination(keyspace, user, prefix, timeouts, opened).run(groups)
 
 
 class _Examination:
     """One run."""
 
     def __init__(
-        self, keyspace: Keyspace, user: str | None, timeouts: bool, opened: contextlib.ExitStack
+        self,
+        keyspace: Keyspace,
+        user: str | None,
+        prefix: str,
+        timeouts: bool,
+        opened: contextlib.ExitStack,
     ) -> None:
         self._keyspace = keyspace
         self._user = user
+        self._prefix = prefix
         self._timeouts = timeouts
         self._opened = opened
         self._findings: list[Finding] = []
@@ -74,18 +86,22 @@ class _Examination:
 
     def run(self, groups: list[Group]) -> Report:
         # Whoever is named must answer, and is named once even if it has two URLs.
-        groups = [each for each in map(self._answering, groups) if self._any_new(each)]
+        groups = [
+            each for each in map(self._answering, groups) if not each.nodes or self._any_new(each)
+        ]
         seen = {id(group): self._survey(group) for group in groups}
         surveys = [_merged(found for _, found in each) for each in seen.values()]
         shortest = min((each.shortest for each in surveys if each.shortest), default=None)
+        largest = max(each.largest for each in surveys)
         for group in groups:
-            self._examine(group, seen[id(group)], shortest or DEFAULT_TTL)
-        for (one, here), (other, there) in combinations(zip(groups, surveys, strict=True), 2):
+            self._examine(group, seen[id(group)], shortest or DEFAULT_TTL, largest)
+        whole = [pair for pair in zip(groups, surveys, strict=True) if pair[0].nodes]
+        for (one, here), (other, there) in combinations(whole, 2):
             compare = partial(self._apart, one.nodes[0], other.nodes[0], here, there)
             self._look("split", one.nodes[0], compare)
-        first = groups[0].nodes[0]
+        machines = list(self._nodes.values())
         return Report(
-            machines=tuple(node.machine(first) for node in self._nodes.values()),
+            machines=tuple(node.machine(machines[0]) for node in machines),
             names=sum(len(each.names) for each in surveys),
             held=sum(each.held for each in surveys),
             shortest_ttl=shortest,
@@ -100,11 +116,11 @@ class _Examination:
         found: list[tuple[Node, Survey]] = []
 
         def look(node: Node) -> Iterator[Finding]:
-            survey = _leases.survey(node, self._keyspace)
+            survey = _leases.survey(node, self._keyspace, self._prefix)
             _leases.second_look(node, self._keyspace, survey)
             found.append((node, survey))
-            if not survey.whole:
-                raise NotSeen(f"there are more than {_leases.MOST:,} names and marks")
+            for why in survey.missed():
+                self._miss("leases", node, why)
             yield from ()
 
         for node in group.nodes:
@@ -113,12 +129,24 @@ class _Examination:
             self._look("leases", node, partial(look, node))
         return found
 
-    def _examine(self, group: Group, seen: list[tuple[Node, Survey]], ttl: float) -> None:
+    def _examine(
+        self, group: Group, seen: list[tuple[Node, Survey]], ttl: float, largest: int
+    ) -> None:
+        if group.nodes:
+            self._served(group, seen, ttl, largest)
+        if group.kind == "sentinel":
+            self._watched(group, ttl)
+
+    def _served(
+        self, group: Group, seen: list[tuple[Node, Survey]], ttl: float, largest: int
+    ) -> None:
+        """What is wrong with the servers that have the data, and with the leases there."""
         first = group.nodes[0]
         members = list(self._members(group))
-        checks = _servers.ALONE if group.kind == "server" else _servers.MEMBER
+        others = _servers.MEMBER if group.kind == "server" else _servers.IN_GROUP
+        checks = _servers.ALONE if group.kind == "server" else others
         for node in members:
-            for check in _servers.MEMBER if node is not first else checks:
+            for check in others if node is not first else checks:
                 self._look(check.__name__, node, partial(check, node))
         for node in members[1:]:
             self._look("clocks", node, partial(_groups.clocks, first, node, ttl))
@@ -128,31 +156,46 @@ class _Examination:
             self._look("leases", node, judge)
             short = partial(_leases.short_ttl, survey, node, self._keyspace)
             self._look("short-ttl", node, short)
-        may = partial(_access.permissions, first, self._keyspace, self._user)
+            early = partial(_leases.marks_ahead, survey, node, self._keyspace, largest)
+            self._look("leases", node, early)
+            small = [name for name, each in survey.names.items() if each.dense]
+            self._look("dense-tokens", node, partial(_servers.dense, node, group.kind, small))
+        known = sorted(name for _, survey in seen for name in survey.names)
+        who = (self._keyspace, self._user, self._prefix, known)
+        in_cluster = group.kind == "cluster"
+        may = partial(_access.permissions, first, *who, cluster=in_cluster)
         self._look("permissions", first, may)
         if self._timeouts:
             self._look("timeout", first, partial(_leases.client_timeout, first, ttl))
-        if group.kind == "sentinel":
-            watching = list(self._sentinels(group))
-            self._look("sentinels", first, partial(_groups.sentinels, group, watching, ttl))
-        if group.kind == "cluster":
+        if in_cluster:
+            granting = [node for node in group.nodes if not _follows(node)]
+            self._look("slots", first, partial(_groups.open_slots, granting))
             tagged = self._keyspace.hash_tag
             self._look("cluster", first, partial(_groups.cluster, first, ttl, hash_tag=tagged))
+
+    def _watched(self, group: Group, ttl: float) -> None:
+        """What the sentinels of a service say."""
+        watching = list(self._sentinels(group))
+        for node in watching[:1]:
+            self._look("sentinels", node, partial(_groups.sentinels, group, watching, ttl))
 
     def _members(self, group: Group) -> Iterator[Node]:
         """The servers that have the group's data: those that are named, and those they lead to."""
         yield from group.nodes
-        if group.kind == "cluster":
-            return
         found: list[Node] = []
-        primary = group.nodes[0]
+        known = {node.address for node in group.nodes}
 
-        def look() -> Iterator[Finding]:
-            found.extend(replicas_of(primary, self._open))
+        def look(node: Node) -> Iterator[Finding]:
+            found.extend(replicas_of(node, self._open))
             yield from ()
 
-        self._look("replicas", primary, look)
+        for node in group.nodes:
+            # A cluster's list lacks replicas that have not got anything yet.
+            if group.kind != "cluster" or not _follows(node):
+                self._look("replicas", node, partial(look, node))
         for node in found:
+            if node.address in known:
+                continue
             if self._answers("replicas", node) and self._new(node):
                 yield node
 
@@ -212,13 +255,28 @@ class _Examination:
         return answered
 
     def _answering(self, group: Group) -> Group:
-        """The group without the nodes of a cluster that are down; those that grant come first."""
+        """The group without those that are down; of a cluster, those that grant come first."""
         if group.kind != "cluster":
-            return group
+            return self._reached(group)
         nodes = [node for node in group.nodes if self._answers("cluster", node)]
         if not nodes:
-            raise StoreUnavailable("no node of the cluster answers", maybe_applied=False)
+            asked = ", ".join(node.address for node in group.nodes)
+            raise StoreUnavailable(f"no node of the cluster answers: {asked}", maybe_applied=False)
         return replace(group, nodes=tuple(sorted(nodes, key=_follows)))
+
+    def _reached(self, group: Group) -> Group:
+        """The group if its server or primary answers; else what is left of it, the sentinels."""
+        (node,) = group.nodes
+        try:
+            node.ask("TIME")
+        except NotSeen:
+            pass  # That is an answer, too.
+        except StoreUnavailable as error:
+            if group.kind == "server":
+                raise _named(node, error) from error
+            self._findings += _groups.silent(node, group.service, error)
+            return replace(group, nodes=())
+        return group
 
     def _any_new(self, group: Group) -> bool:
         new = [self._new(node) for node in group.nodes]  # of all of them, not up to the first
@@ -244,6 +302,16 @@ def _follows(node: Node) -> bool:
         return node.replica
     except NotSeen:
         return False
+
+
+def _named(node: Node, error: StoreUnavailable) -> StoreUnavailable:
+    """The error with the server's address in it, which the driver leaves out of a time-out."""
+    if node.address in str(error) or error.code:
+        return error
+    return StoreUnavailable(
+        f"no answer from the server at {node.address} ({error.__cause__ or error})",
+        maybe_applied=False,
+    )
 
 
 def _merged(surveys: Iterable[Survey]) -> Survey:

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from fencer._steps import text
 from fencer.doctor._leases import Survey
 from fencer.doctor._nodes import Group, Node, pairs
 from fencer.doctor._records import Finding, NotSeen, Severity
+from fencer.errors import StoreUnavailable
 
 FRACTION = 0.1
 """The part of the shortest ttl by which clocks may differ."""
+
+_MOVING = 0.5
+"""Seconds in which a slot's move may end: then it is not worth telling."""
+
+_OPEN = re.compile(r"\[(\d+)-([<>])-(\w+)\]")
+"""How a node tells of a slot of its own that is being moved."""
 
 _FLAPS = 1.0
 """Seconds of silence that a sentinel or node should bear: a busy server may pause."""
@@ -58,14 +67,45 @@ def own_clock(first: Node, ttl: float) -> Iterator[Finding]:
     )
 
 
+def silent(primary: Node, service: str, error: StoreUnavailable) -> Iterator[Finding]:
+    """The primary that the sentinels name does not answer here."""
+    cause = error.__cause__
+    # Without one that is up the driver does not even ask: what the sentinels say is told elsewhere.
+    asked = cause is not None and type(cause).__name__ != "MasterNotFoundError"
+    yield Finding(
+        "primary",
+        Severity.DANGER,
+        primary.address,
+        f"This is the primary of {service}, by what the sentinels say, and it does not answer"
+        f"{f' here ({cause})' if asked else ''}.",
+        "From here no lease can be granted or renewed, until it answers or a failover is done.",
+        "See whether it runs, and whether this address can be reached from here: servers behind "
+        "NAT and in containers need replica-announce-ip.",
+    )
+
+
 def sentinels(group: Group, known: Sequence[Node], ttl: float) -> Iterator[Finding]:
     """SENTINEL MASTER and CKQUORUM of each sentinel: whether a failover can happen, and to whom."""
     where = f"service {group.service}"
     addresses: dict[str, list[str]] = {}
+    heirs: list[tuple[int, int]] = []
     for node in known:
         facts = pairs(node.ask("SENTINEL", "MASTER", group.service))
         addresses.setdefault(f"{facts['ip']}:{facts['port']}", []).append(node.address)
         yield from _sentinel(node, group.service, facts, ttl)
+        heirs.append(_heirs(node, group.service))
+    if heirs and not any(able for able, _ in heirs):
+        unable = max(count for _, count in heirs)
+        yield Finding(
+            "heirs",
+            Severity.DANGER,
+            where,
+            f"No sentinel knows a replica of it that can be promoted: {_unable(unable)}.",
+            "When the primary dies, there is no failover: nobody is granted a lease until it is "
+            "back.",
+            "Add a replica, or bring one back whose replica-priority is above 0; the sentinels "
+            "find it within ten seconds.",
+        )
     if len(known) < 3:
         yield Finding(
             "sentinels",
@@ -86,6 +126,29 @@ def sentinels(group: Group, known: Sequence[Node], ttl: float) -> Iterator[Findi
             "Clients are led to different servers, and each grants the same lease.",
             "Wait for a failover to end and look again; if it stays so, SENTINEL RESET there.",
         )
+
+
+def _heirs(node: Node, service: str) -> tuple[int, int]:
+    """How many replicas a sentinel could promote, and how many not."""
+    able = unable = 0
+    for each in node.ask("SENTINEL", "REPLICAS", service):
+        facts = pairs(each)
+        flags = set(facts.get("flags", "").split(","))
+        if flags & {"s_down", "o_down", "disconnected"} or facts.get("slave-priority") == "0":
+            unable += 1
+        else:
+            able += 1
+    return able, unable
+
+
+def _unable(replicas: int) -> str:
+    match replicas:
+        case 0:
+            return "it has none"
+        case 1:
+            return "it has one, which is down or has replica-priority 0"
+        case _:
+            return f"it has {replicas}, each of which is down or has replica-priority 0"
 
 
 def _sentinel(node: Node, service: str, facts: dict[str, str], ttl: float) -> Iterator[Finding]:
@@ -208,10 +271,53 @@ def cluster(first: Node, ttl: float, *, hash_tag: bool) -> Iterator[Finding]:
             first.address,
             "cluster-require-full-coverage is yes.",
             "When one slot is lost, all leases of the whole cluster are refused with CLUSTERDOWN.",
-            "CONFIG SET cluster-require-full-coverage no on every node, or add the replicas.",
+            "CONFIG SET cluster-require-full-coverage no on every node, and in its configuration "
+            "file; or add the replicas.",
         )
     timeout = int(first.config("cluster-node-timeout") or 0) / 1000
     yield from _patience(first, "cluster-node-timeout", timeout, ttl)
+
+
+def open_slots(
+    nodes: Sequence[Node], pause: Callable[[float], None] = time.sleep
+) -> Iterator[Finding]:
+    """CLUSTER NODES of each node, which tells of its own slots alone: which are being moved.
+
+    A slot that is closed soon after is none to speak of.
+    """
+    seen = _open(nodes)
+    if not seen:
+        return
+    pause(_MOVING)
+    still = {slot: told for slot, told in _open(nodes).items() if slot in seen}
+    if not still:
+        return
+    slot = min(still)
+    yield Finding(
+        "slots",
+        Severity.DANGER,
+        still[slot][0][0],
+        f"{_count(len(still), 'slot')} {'is' if len(still) == 1 else 'are'} being moved, or left "
+        f"half moved, such as {slot}: {' and '.join(how for _, how in still[slot])}.",
+        "Leases whose slot it is are neither granted nor released until the move ends, and not "
+        "renewed, either, while their keys are on two nodes.",
+        "Let the move come to its end. If nobody is moving it: redis-cli --cluster fix "
+        f"{still[slot][0][0]}",
+    )
+
+
+def _open(nodes: Sequence[Node]) -> dict[int, list[tuple[str, str]]]:
+    """Of each slot that is open: which nodes say so, and what they say."""
+    found: dict[int, list[tuple[str, str]]] = {}
+    for node in nodes:
+        members = _members(text(node.ask("CLUSTER", "NODES")))
+        places = {each.id: each.address for each in members}
+        for each in members:
+            for slot, sign, other in each.open if "myself" in each.flags else ():
+                how = "migrating to" if sign == ">" else "importing from"
+                told = f"{node.address} is {how} {places.get(other, other)}"
+                found.setdefault(int(slot), []).append((node.address, told))
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,6 +327,7 @@ class _Member:
     flags: frozenset[str]
     follows: str
     slots: bool
+    open: tuple[tuple[str, str, str], ...]
 
     @property
     def failed(self) -> bool:
@@ -228,10 +335,15 @@ class _Member:
 
 
 def _members(told: str) -> list[_Member]:
-    rows = (line.split(" ") for line in told.splitlines() if line)
+    rows = (line.split() for line in told.splitlines() if line)
     return [
         _Member(
-            row[0], row[1].partition("@")[0], frozenset(row[2].split(",")), row[3], len(row) > 8
+            id=row[0],
+            address=row[1].partition("@")[0],
+            flags=frozenset(row[2].split(",")),
+            follows=row[3],
+            slots=any(not word.startswith("[") for word in row[8:]),
+            open=tuple(_OPEN.findall(" ".join(row[8:]))),
         )
         for row in rows
     ]

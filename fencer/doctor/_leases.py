@@ -43,6 +43,16 @@ _AGAIN = 0.25
 _AHEAD = 1.0
 """Seconds by which a token may be ahead of the server's clock: releases and retries add to it."""
 
+_FAR = 3_600.0
+"""Seconds by which a mark may be ahead of the clock of the server that it is on: its tokens may
+come from another server."""
+
+_UNREAD = "ASK", "TRYAGAIN", "MOVED", "NOPERM"
+"""What is said of one key, and not of the others."""
+
+_OLDEST_TIME = 10**14
+"""Microseconds: a token below was not minted by the clock, which passed it in March 1973."""
+
 _AT_ONCE = 200
 """Names that are read in one trip."""
 
@@ -81,11 +91,36 @@ class Name:
         ttl = self.info.get("ttl")
         return float(ttl) if self.lock and isinstance(ttl, int | float) and ttl > 0 else None
 
+    @property
+    def number(self) -> int:
+        """The last token; 0 if there is none."""
+        return 0 if "token" in self.broken or not self.token else int(self.token)
+
+    @property
+    def dense(self) -> bool:
+        """Whether its last token is too small to be a time."""
+        return 0 < self.number < _OLDEST_TIME
+
     def owner(self) -> str:
         """Who has it, for people."""
         place = f" on {self.info['host']}" if "host" in self.info else ""
         process = f" (process {self.info['pid']}{place})" if "pid" in self.info else ""
         return f"{self.lock!r}{process}"
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """What the mark of a guard holds.
+
+    Attributes:
+        left_ms: the time left; -1 if it never ends.
+        token: the largest token that the guard has accepted; 0 if no guard wrote what is there.
+        now: the server's time in seconds.
+    """
+
+    left_ms: int
+    token: int
+    now: float
 
 
 @dataclass(slots=True)
@@ -94,13 +129,15 @@ class Survey:
 
     Attributes:
         names: by name.
-        marks: the marks of guards: for each its time left (-1: no end) and whether it is sound.
+        marks: the marks of guards, by key.
         whole: whether all were looked at.
+        refused: what could not be read, and the server's code for it.
     """
 
     names: dict[str, Name] = field(default_factory=dict)
-    marks: dict[str, tuple[int, bool]] = field(default_factory=dict)
+    marks: dict[str, Mark] = field(default_factory=dict)
     whole: bool = True
+    refused: dict[str, str] = field(default_factory=dict)
 
     @property
     def held(self) -> int:
@@ -112,9 +149,37 @@ class Survey:
         """The shortest ttl of those that are held."""
         return min((each.ttl for each in self.names.values() if each.ttl), default=None)
 
+    @property
+    def largest(self) -> int:
+        """The largest last token; 0 if there is none."""
+        return max((each.number for each in self.names.values()), default=0)
 
-def survey(node: Node, keyspace: Keyspace) -> Survey:
+    def missed(self) -> Iterator[str]:
+        """Why not all of it could be looked at."""
+        if not self.whole:
+            yield f"there are more than {MOST:,} names and marks"
+        denied = sorted(name for name, code in self.refused.items() if code == "NOPERM")
+        if denied:
+            yield (
+                f"this user has no permission for reading {_some_of(denied)}; --prefix leaves out "
+                "what begins otherwise"
+            )
+        moving = sorted(self.refused.keys() - set(denied))
+        if moving:
+            yield f"{_some_of(moving)}: in a slot that is being moved, or is another node's"
+
+
+def _some_of(names: list[str]) -> str:
+    return repr(names[0]) if len(names) == 1 else f"{len(names):,} names, such as {names[0]!r}"
+
+
+def survey(node: Node, keyspace: Keyspace, prefix: str = "") -> Survey:
     """Read all names and marks on a server: SCAN, and reads of a few keys each.
+
+    Args:
+        node: the server.
+        keyspace: how the keys are called.
+        prefix: only names and resources that begin so.
 
     Raises:
         NotSeen: the server refuses to answer.
@@ -129,9 +194,11 @@ def survey(node: Node, keyspace: Keyspace) -> Survey:
         for key in keys:
             match _ours(key, keyspace):
                 case mark, "guard":
-                    marks.add(mark)
+                    if _resource(mark).startswith(prefix):
+                        marks.add(mark)
                 case name, _:
-                    names.add(name)
+                    if name.startswith(prefix):
+                        names.add(name)
         cursor = text(following)
         if len(names) + len(marks) > MOST:
             found.whole = False
@@ -139,14 +206,24 @@ def survey(node: Node, keyspace: Keyspace) -> Survey:
         if cursor == "0":
             break
     for some in _some(sorted(names)):
-        found.names |= read(node, keyspace, some)
+        found.names |= read(node, keyspace, some, found.refused)
     for some in _some(sorted(marks)):
-        replies = _answers(node, [c for mark in some for c in _mark_commands(mark)], 2)
-        for mark, (left, seen) in zip(some, replies, strict=True):
-            sound = not isinstance(seen, Exception) and _is_token(_shown(seen[0] or ""))
-            if left != -2:  # deleted meanwhile
-                found.marks[mark] = left, sound
+        replies = _answers(node, [c for mark in some for c in _mark_commands(mark)], 3)
+        for mark, each in zip(some, replies, strict=True):
+            if code := _unread(each):
+                found.refused[mark] = code
+            elif each[0] != -2:  # deleted meanwhile
+                found.marks[mark] = _mark(*each)
     return found
+
+
+def _mark(left: int, seen: Any, now: Any) -> Mark:
+    token = "" if isinstance(seen, Exception) else _shown(seen[0] or "")
+    return Mark(left, int(token) if _is_token(token) else 0, _seconds(now))
+
+
+def _seconds(time: Any) -> float:
+    return int(time[0]) + int(time[1]) / 1e6
 
 
 def _ours(key: bytes | str, keyspace: Keyspace) -> tuple[str, str] | None:
@@ -156,12 +233,20 @@ def _ours(key: bytes | str, keyspace: Keyspace) -> tuple[str, str] | None:
         return None
 
 
+def _resource(mark: str) -> str:
+    """The resource of a guard, by the key of its mark."""
+    _, tagged, resource = mark.partition("}:guard:")
+    return resource if tagged else mark.partition("{")[2].removesuffix("}:guard")
+
+
 def _mark_commands(mark: str) -> list[tuple[Any, ...]]:
-    return [("PTTL", mark), ("HMGET", mark, "token")]
+    return [("PTTL", mark), ("HMGET", mark, "token"), ("TIME",)]
 
 
-def read(node: Node, keyspace: Keyspace, names: Iterable[str]) -> dict[str, Name]:
-    """Read the keys of some names."""
+def read(
+    node: Node, keyspace: Keyspace, names: Iterable[str], refused: dict[str, str]
+) -> dict[str, Name]:
+    """Read the keys of some names; those that are not to be read go to ``refused``, with a code."""
     asked = list(names)
     commands: list[tuple[Any, ...]] = []
     for name in asked:
@@ -176,8 +261,13 @@ def read(node: Node, keyspace: Keyspace, names: Iterable[str]) -> dict[str, Name
             ("XREVRANGE", keys.history, "+", "-", "COUNT", 1),
             ("TIME",),
         ]
-    replies = _answers(node, commands, 8)
-    return {name: _name(name, each) for name, each in zip(asked, replies, strict=True)}
+    found = {}
+    for name, each in zip(asked, _answers(node, commands, 8), strict=True):
+        if code := _unread(each):
+            refused[name] = code
+        else:
+            found[name] = _name(name, each)
+    return found
 
 
 def _name(name: str, replies: Sequence[Any]) -> Name:
@@ -186,7 +276,7 @@ def _name(name: str, replies: Sequence[Any]) -> Name:
         kind for kind, reply in zip(kinds, replies, strict=False) if isinstance(reply, Exception)
     )
     known: list[Any] = [None if isinstance(reply, Exception) else reply for reply in replies]
-    lock, lock_ms, token, info, head, _, _, (seconds, micros) = known
+    lock, lock_ms, token, info, head, _, _, now = known
     described: dict[str, Any] = {}
     broken = []
     if token is not None and not (_is_token(_shown(token)) or _shown(token) == "0"):
@@ -207,12 +297,12 @@ def _name(name: str, replies: Sequence[Any]) -> Name:
         head=_shown(head[0]) if head else None,
         wrong=wrong,
         broken=tuple(broken),
-        now=int(seconds) + int(micros) / 1e6,
+        now=_seconds(now),
     )
 
 
 def _answers(node: Node, commands: list[tuple[Any, ...]], each: int) -> list[tuple[Any, ...]]:
-    """The replies to many commands in one trip; an exception where a key has another type."""
+    """The replies to many commands in one trip; an exception where a key cannot be read."""
     try:
         pipeline: Any
         with node.client.pipeline(transaction=False) as pipeline:
@@ -222,9 +312,15 @@ def _answers(node: Node, commands: list[tuple[Any, ...]], each: int) -> list[tup
     except redis.RedisError as error:
         raise _refused(error) from error
     for reply in replies:
-        if isinstance(reply, redis.RedisError) and _code(reply) != "WRONGTYPE":
+        if isinstance(reply, redis.RedisError) and _code(reply) not in ("WRONGTYPE", *_UNREAD):
             raise _refused(reply) from reply
     return [tuple(replies[at : at + each]) for at in range(0, len(replies), each)]
+
+
+def _unread(replies: Sequence[Any]) -> str:
+    """Why a name or a mark could not be read; "" if it could."""
+    codes = (_code(reply) for reply in replies if isinstance(reply, redis.RedisError))
+    return next((code for code in codes if code in _UNREAD), "")
 
 
 def _code(error: redis.RedisError) -> str:
@@ -258,7 +354,10 @@ def second_look(
             pause(_AGAIN)
             still = []
             for some in _some(left):
-                for name, now in read(node, keyspace, some).items():
+                seen = read(node, keyspace, some, found.refused)
+                for name in set(some) - seen.keys():
+                    del found.names[name]  # it has moved away
+                for name, now in seen.items():
                     before, found.names[name] = found.names[name], now
                     if doubtful(now) and (now.lock, now.head) == (before.lock, before.head):
                         still.append(name)
@@ -401,7 +500,7 @@ def _line(names: list[Name], where: str) -> Iterator[Finding]:
 
 
 def _marks(found: Survey, where: str) -> Iterator[Finding]:
-    ending = [mark for mark, (left, _) in found.marks.items() if left != -1]
+    ending = [mark for mark, each in found.marks.items() if each.left_ms != -1]
     if ending:
         yield Finding(
             "mark-ends",
@@ -413,7 +512,7 @@ def _marks(found: Survey, where: str) -> Iterator[Finding]:
             f"PERSIST {ending[0]}, and find out who set the limit.",
             tuple(ending[:10]),
         )
-    broken = [mark for mark, (_, sound) in found.marks.items() if not sound]
+    broken = [mark for mark, each in found.marks.items() if not each.token]
     if broken:
         yield Finding(
             "mark-value",
@@ -425,6 +524,43 @@ def _marks(found: Survey, where: str) -> Iterator[Finding]:
             "the data may have seen.",
             tuple(broken[:10]),
         )
+
+
+def marks_ahead(found: Survey, node: Node, keyspace: Keyspace, largest: int) -> Iterator[Finding]:
+    """Whether a guard has accepted a number that no holder will reach; ``largest`` of all names."""
+
+    def ahead(mark: str) -> float:
+        return found.marks[mark].token / 1e6 - found.marks[mark].now
+
+    early = sorted(
+        (mark for mark, each in found.marks.items() if ahead(mark) > _FAR and each.token > largest),
+        key=ahead,
+        reverse=True,
+    )
+    if not early:
+        return
+    token = found.marks[early[0]].token
+    cure = (
+        f"`fencer advance NAME {token}` for the name of its leases ends the lease that is held and "
+        "makes the next token larger; from then on its tokens are ahead of the clock, and rise "
+        "only while the server keeps its data."
+        if token <= _check.MAX_BEYOND
+        else f"No name can be advanced past it. When no earlier holder can write any more: DEL "
+        f"{early[0]}; the guard then takes whatever token comes first."
+    )
+    yield Finding(
+        "mark-ahead",
+        Severity.DANGER,
+        f"namespace {keyspace.namespace} on {node.address}",
+        f"{_marks_have(early)} a token ahead of the clock, such as {early[0]!r} "
+        f"({token}, by {_duration(ahead(early[0]))}), and no name that was looked at has one as "
+        "large.",
+        "That guard refuses with StaleToken every holder whose token is smaller, as all are that "
+        "the clock mints until then.",
+        f"{cure} And find out who showed it that number: sealed sequencers (keys=...) are not to "
+        "be forged.",
+        tuple(early[:10]),
+    )
 
 
 def _marks_have(marks: list[str]) -> str:

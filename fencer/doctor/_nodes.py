@@ -19,7 +19,7 @@ from redis.cluster import RedisCluster
 from redis.retry import Retry
 from redis.sentinel import SentinelConnectionPool
 
-from fencer._refusals import refusal
+from fencer._refusals import refusal, unreached
 from fencer._steps import text
 from fencer._wire import Wire
 from fencer.doctor._records import Machine, NotSeen
@@ -181,21 +181,40 @@ def group_of(client: Any) -> Group:
     """The servers that a client speaks to.
 
     Raises:
-        StoreUnavailable: a cluster, or all sentinels, cannot be reached.
+        StoreUnavailable: a cluster, or all sentinels, cannot be reached; or no sentinel knows the
+            service.
+        StoreError: the sentinels refuse to answer.
     """
     if isinstance(client, RedisCluster):
         return Group("cluster", tuple(_cluster_nodes(client)))
     pool = client.connection_pool
     if isinstance(pool, SentinelConnectionPool):
-        try:
-            host, port = pool.sentinel_manager.discover_master(pool.service_name)
-        except redis.RedisError as error:
-            raise refusal(error, sent=False) from error
         asked = pool.sentinel_manager.sentinels
         sentinels = tuple(Node(each, address_of(each), part="sentinel") for each in asked)
-        primary = Node(client, address(text(host), int(port)))
-        return Group("sentinel", (primary,), pool.service_name, sentinels)
+        try:
+            host, port = pool.sentinel_manager.discover_master(pool.service_name)
+            where = address(text(host), int(port))
+        except redis.RedisError as error:
+            # The driver passes over a primary that is down; what the sentinels say of it counts.
+            # It tells of those that were silent: of nobody else can more be heard.
+            silent = str(error).count(")> - ") >= len(asked)
+            named = None if silent else _named(sentinels, pool.service_name)
+            if named is None:
+                raise unreached(error, pool) from error
+            where = named
+        return Group("sentinel", (Node(client, where),), pool.service_name, sentinels)
     return Group("server", (Node(client, address_of(client)),))
+
+
+def _named(sentinels: tuple[Node, ...], service: str) -> str | None:
+    """Where the first sentinel that knows a service has its primary, up or down."""
+    for node in sentinels:
+        try:
+            facts = pairs(node.ask("SENTINEL", "MASTER", service))
+        except (NotSeen, StoreUnavailable):
+            continue
+        return address(facts["ip"], int(facts["port"]))
+    return None
 
 
 def _cluster_nodes(client: Any) -> Iterator[Node]:

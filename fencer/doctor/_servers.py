@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from fencer.doctor._nodes import Node
 from fencer.doctor._records import Finding, Severity
@@ -14,6 +14,12 @@ _OLD = {"Redis": (7, 2), "Valkey": (8, 0)}
 """Before these, a line is old enough to ask its maker about."""
 
 _NEARLY_FULL = 0.9
+
+_AT_LEAST_ONE = (
+    "CONFIG SET min-replicas-to-write 1 and min-replicas-max-lag to a few seconds, and in its "
+    "configuration file, on every server that may become the primary. It bounds the time, and does "
+    "not close the gap. Have two replicas: a primary then grants only while one follows it."
+)
 
 
 def version(node: Node) -> Iterator[Finding]:
@@ -147,7 +153,8 @@ def persistence(node: Node) -> Iterator[Finding]:
                     "appendfsync is no: the system decides when data reaches the disk.",
                     "A power cut loses the grants of the last half minute or so, and marks of "
                     "guards here with them.",
-                    "CONFIG SET appendfsync always (or everysec, which may lose two seconds).",
+                    "CONFIG SET appendfsync always (or everysec, which may lose two seconds), and "
+                    "in its configuration file.",
                 )
             case "everysec":
                 yield Finding(
@@ -155,10 +162,11 @@ def persistence(node: Node) -> Iterator[Finding]:
                     Severity.NOTE,
                     node.address,
                     "appendfsync is everysec.",
-                    "A power cut loses the grants of the last second or two. Tokens go on rising "
-                    "all the same, but the holders' leases are forgotten, and marks of guards "
-                    "here are set back. A crash of the server alone loses nothing.",
-                    "Where that is too much: CONFIG SET appendfsync always.",
+                    "A power cut loses the grants of the last second or two. Time tokens go on "
+                    "rising all the same, but the holders' leases are forgotten, and marks of "
+                    "guards here are set back. A crash of the server alone loses nothing.",
+                    "Where that is too much: CONFIG SET appendfsync always, and in its "
+                    "configuration file.",
                 )
         return
     if node.config("save"):
@@ -168,7 +176,7 @@ def persistence(node: Node) -> Iterator[Finding]:
             node.address,
             "Only snapshots (RDB) are kept, and no append-only file.",
             "A crash loses every grant since the last snapshot: leases that are held are granted "
-            "anew, and marks of guards here are set back. Tokens go on rising.",
+            "anew, and marks of guards here are set back. Time tokens go on rising.",
             "CONFIG SET appendonly yes, and in its configuration file.",
         )
     else:
@@ -178,7 +186,7 @@ def persistence(node: Node) -> Iterator[Finding]:
             node.address,
             "Nothing is kept on disk: neither snapshots nor an append-only file.",
             "A restart forgets every lease while its holder still believes in it, and every mark "
-            "of guards here, which then take stale writes. Tokens go on rising by the clock.",
+            "of guards here, which then take stale writes. Time tokens go on rising.",
             "CONFIG SET appendonly yes, and in its configuration file.",
         )
 
@@ -222,7 +230,8 @@ def replicas(node: Node) -> Iterator[Finding]:
             node.address,
             f"min-replicas-to-write is {wanted}, and {good} replicas follow closely enough.",
             "Every acquire, renew and release is refused with NOREPLICAS.",
-            "Bring the replicas back, or lower min-replicas-to-write.",
+            "Bring the replicas back; or lower min-replicas-to-write, and in its configuration "
+            "file.",
         )
     elif count and not wanted:
         yield Finding(
@@ -234,9 +243,27 @@ def replicas(node: Node) -> Iterator[Finding]:
             else "A replica follows, and min-replicas-to-write is 0.",
             "A primary that is cut off from its replicas goes on granting leases that a failover "
             "forgets: two holders then believe at once, and only guards tell them apart.",
-            "CONFIG SET min-replicas-to-write 1 and min-replicas-max-lag to a few seconds. It "
-            "bounds the time, and does not close the gap.",
+            _AT_LEAST_ONE,
         )
+
+
+def heir(node: Node) -> Iterator[Finding]:
+    """CONFIG min-replicas-to-write of a replica that may be promoted."""
+    if not node.replica or int(node.config("min-replicas-to-write") or 0):
+        return
+    in_cluster = node.info("cluster").get("cluster_enabled") == "1"
+    if not in_cluster and node.info("replication").get("slave_priority") == "0":
+        return  # Sentinel never promotes it.
+    yield Finding(
+        "replicas",
+        Severity.WARNING,
+        node.address,
+        "min-replicas-to-write is 0 on this replica.",
+        "After a failover to it, it grants leases even while it is cut off from its replicas, "
+        "which the next failover forgets: two holders then believe at once, and only guards tell "
+        "them apart.",
+        _AT_LEAST_ONE,
+    )
 
 
 def link(node: Node) -> Iterator[Finding]:
@@ -253,11 +280,55 @@ def link(node: Node) -> Iterator[Finding]:
         )
 
 
+def dense(node: Node, kind: str, names: Sequence[str]) -> Iterator[Finding]:
+    """INFO and CONFIG: whether a server on which tokens are dense can lose acknowledged writes."""
+    loss = _loss(node, kind) if names else ""
+    if not loss:
+        return
+    what = (
+        f"The last token of {names[0]!r} is"
+        if len(names) == 1
+        else f"The last tokens of {len(names):,} names, such as {names[0]!r}, are"
+    )
+    yield Finding(
+        "dense-tokens",
+        Severity.DANGER,
+        node.address,
+        f'{what} too small for a time: tokens="dense", or advanced by hand. And {loss}.',
+        "Dense tokens that are lost are issued again, to others: guards refuse the new holders, "
+        "whose tokens have fallen, and one that has not seen the largest takes a late write of an "
+        "earlier holder.",
+        'Leave tokens="dense" out: the next grant then has a time token, which is larger. Dense '
+        "tokens are for a single server with appendonly yes, appendfsync always and "
+        "maxmemory-policy noeviction.",
+        tuple(names[:10]),
+    )
+
+
+def _loss(node: Node, kind: str) -> str:
+    """How this server can lose a write that it has acknowledged; "" if it cannot."""
+    if kind in ("sentinel", "cluster"):
+        return "a failover can lose the last grants"
+    if node.replica or int(node.info("replication").get("connected_slaves", 0)):
+        return "a failover to a replica can lose the last grants"
+    facts = node.info("memory")
+    if int(facts.get("maxmemory", 0)) and facts.get("maxmemory_policy") != "noeviction":
+        return "the server may evict token keys"
+    if node.info("persistence").get("aof_enabled") != "1":
+        return "a crash can lose the last grants (appendonly is no)"
+    if (synced := node.config("appendfsync")) != "always":
+        return f"a power cut can lose the last grants (appendfsync is {synced})"
+    return ""
+
+
 ALONE = (version, role, eviction, memory, persistence, disk, replicas, link)
 """For a server that was named by a URL of its own."""
 
 MEMBER = (version, eviction, memory, persistence, disk, replicas, link)
-"""For a server in a group, where replicas and cluster nodes are as they should be."""
+"""For a server that another one led to: replicas are as they should be."""
+
+IN_GROUP = (*MEMBER, heir)
+"""For a server behind Sentinel or in a Cluster, where replicas are promoted."""
 
 
 def _size(count: int) -> str:

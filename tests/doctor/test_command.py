@@ -87,6 +87,27 @@ def test_a_server_that_is_down(make_server: MakeServer) -> None:
     assert Cli(None)("doctor").code == Exit.USAGE
 
 
+def test_a_server_that_hangs(good: str, make_server: MakeServer) -> None:
+    """Of several servers nobody would know which one does not answer."""
+    server = make_server()
+    server.pause()
+    shown = Cli(None)("doctor", "--url", good, "--url", server.url)
+    server.resume()
+    assert shown.code == Exit.SERVER
+    assert f"127.0.0.1:{server.port} (" in shown.complaint
+
+
+def test_a_prefix(good: str) -> None:
+    """What concerns others would be told to somebody who asks about some names."""
+    with fencer.connect(good) as f:
+        for name in ("orders-1", "bills"):
+            f.acquire(name, ttl=30)
+            f.client.persist(f"fencer:{{{name}}}:lock")
+    shown = Cli(good)("doctor", "--prefix", "orders", "--json")
+    assert [each["names"] for each in shown.json["findings"] if each["names"]] == [["orders-1"]]
+    assert Cli(good)("doctor", "--prefix", "{").code == Exit.USAGE
+
+
 def test_several_urls(good: str, make_server: MakeServer) -> None:
     """An operator could not ask whether two instances talk to the same server."""
     other = make_server(persistence="aof-always").unix_url

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
+from redis.backoff import NoBackoff
 from redis.cluster import ClusterNode
+from redis.retry import Retry
 from redis.sentinel import Sentinel
 
 import fencer
 from fencer import embedded
-from fencer.doctor import Severity, examine
+from fencer.doctor import Severity, _groups, examine
+from fencer.doctor._nodes import Node, pairs
 from fencer.doctor._records import Report
 from fencer.embedded import Server
 from tests.cli.runs import Cli, eventually
@@ -23,6 +27,12 @@ from tests.doctor.places import checks, findings, look, only
 from tests.doctor.test_servers import AT_ONCE, acknowledged, follow
 from tests.fix_cluster import Cluster
 from tests.fix_servers import MakeServer
+
+HEIR = AT_ONCE | {"min-replicas-to-write": "1"}
+"""For a replica that is to be as good a primary."""
+
+ONCE = Retry(NoBackoff(), 0)
+"""No second try: a server that is away stays away."""
 
 
 def test_instances_on_different_servers(good: str, make_server: MakeServer) -> None:
@@ -83,10 +93,13 @@ def watched(server: Server, port: int, quorum: int = 2, down_after: int = 5_000)
     return f"127.0.0.1:{server.port}"
 
 
-def look_through(*sentinels: Server) -> Report:
+def look_through(*sentinels: Server, service: str = "main") -> Report:
     """Examine what sentinels lead to."""
-    manager = Sentinel([("127.0.0.1", each.port) for each in sentinels], socket_timeout=2)
-    with manager.master_for("main", socket_timeout=2) as client:
+    manager = Sentinel(
+        [("127.0.0.1", each.port) for each in sentinels],
+        sentinel_kwargs={"socket_timeout": 2, "retry": ONCE},
+    )
+    with manager.master_for(service, socket_timeout=2, retry=ONCE) as client:
         try:
             return examine(client)
         finally:
@@ -106,10 +119,14 @@ def test_sentinels(make_server: MakeServer, sentinel_program: Path, primary: Ser
     first, second, third = (
         make_server(persistence="none", binary=sentinel_program) for _ in range(3)
     )
+    replica = make_server(persistence="aof-always", settings=HEIR)
+    follow(replica, primary.port)
+    assert eventually(acknowledged(primary), 30)
     watched(first, primary.port)
+    assert eventually(knows_heir(first), 30)
     report = look_through(first)
     assert checks(report) == {("sentinels", "warning"), ("quorum", "danger")}
-    assert [each.role for each in report.machines] == ["primary", "sentinel"]
+    assert [each.role for each in report.machines] == ["primary", "replica", "sentinel"]
 
     for each in (second, third):
         watched(each, primary.port)
@@ -125,12 +142,105 @@ def test_sentinels(make_server: MakeServer, sentinel_program: Path, primary: Ser
     assert eventually(met, 60)
     report = look_through(first)
     assert (findings(report), report.unseen) == ([], ()), "the others are found by asking"
-    assert len(report.machines) == 4
+    assert len(report.machines) == 5
 
     second.kill()
     report = look_through(first, second, third)
     assert ("sentinels", "warning") in checks(report)
     assert {each.check for each in report.unseen} == {"sentinels"}
+
+
+def knows_heir(sentinel: Server) -> Callable[[], bool]:
+    """Whether a sentinel knows a replica that it could promote."""
+
+    def known() -> bool:
+        with redis.Redis(port=sentinel.port) as store:
+            told: Any = store.execute_command("SENTINEL", "REPLICAS", "main")
+        return any(pairs(each)["flags"] == "slave" for each in told)
+
+    return known
+
+
+@pytest.mark.slow
+def test_sentinels_without_an_heir(
+    make_server: MakeServer, sentinel_program: Path, primary: Server
+) -> None:
+    """The primary would die, nobody take its place, and the doctor have said that all is well."""
+    sentinel = make_server(persistence="none", binary=sentinel_program)
+    watched(sentinel, primary.port, quorum=1, down_after=1_000)
+    with redis.Redis(port=sentinel.port) as hasty, contextlib.suppress(redis.ResponseError):
+        hasty.execute_command("SENTINEL", "DEBUG", "INFO-PERIOD", 200)  # not on Redis 6.2
+
+    def heirs() -> str:
+        found = [each for each in look_through(sentinel).findings if each.check == "heirs"]
+        assert all(each.severity == Severity.DANGER for each in found)
+        return found[0].danger if found else ""
+
+    assert "it has none" in heirs()
+    replica = make_server(persistence="aof-always", settings=HEIR | {"replica-priority": "0"})
+    with redis.Redis.from_url(replica.unix_url) as store:
+        follow(replica, primary.port)
+        assert eventually(lambda: "it has one, which" in heirs(), 30)
+        store.config_set("min-replicas-to-write", 0)
+        told = [each.where for each in look_through(sentinel).findings if each.check == "replicas"]
+        assert f"127.0.0.1:{replica.port}" not in told, "it is never the primary"
+        store.config_set("min-replicas-to-write", 1)
+        store.config_set("replica-priority", 100)
+        assert eventually(lambda: heirs() == "", 30)
+
+        assert eventually(acknowledged(primary), 30)
+        assert ("replicas", "warning") not in checks(look_through(sentinel))
+        store.config_set("min-replicas-to-write", 0)
+        (found,) = (each for each in look_through(sentinel).findings if each.check == "replicas")
+        assert (found.severity, found.where) == (Severity.WARNING, f"127.0.0.1:{replica.port}")
+        assert "in its configuration file" in found.cure
+    replica.kill()
+    assert eventually(lambda: "down" in heirs(), 30)
+
+
+def test_a_primary_that_is_down(
+    make_server: MakeServer, sentinel_program: Path, primary: Server
+) -> None:
+    """What the sentinels say would not be heard when it is needed most."""
+    sentinel = make_server(persistence="none", binary=sentinel_program)
+    watched(sentinel, primary.port, quorum=1, down_after=60_000)
+    primary.kill()
+    for sees_it in (False, True):
+        if sees_it:
+            watched_by = redis.Redis(port=sentinel.port)
+            with watched_by:
+                watched_by.execute_command(
+                    "SENTINEL", "SET", "main", "down-after-milliseconds", 100
+                )
+            assert eventually(lambda: "s_down" in told_by(sentinel), 30)
+        report = look_through(sentinel)
+        assert ("primary", "danger") in checks(report)
+        assert ("heirs", "danger") in checks(report)
+        assert [each.role for each in report.machines] == ["sentinel"]
+        dangers = [each.danger for each in report.findings]
+        assert any("s_down" in each for each in dangers) == sees_it
+        assert any(f"127.0.0.1:{primary.port}" in each.where for each in report.findings)
+
+
+def told_by(sentinel: Server) -> str:
+    """What a sentinel says of the primary."""
+    with redis.Redis(port=sentinel.port) as store:
+        return str(store.execute_command("SENTINEL", "MASTER", "main"))
+
+
+def test_sentinels_that_lead_nowhere(
+    make_server: MakeServer, sentinel_program: Path, primary: Server
+) -> None:
+    """Somebody with a wrong name, or whose sentinels are away, would not be told which it is."""
+    sentinel = make_server(persistence="none", binary=sentinel_program)
+    watched(sentinel, primary.port)
+    with pytest.raises(fencer.StoreUnavailable, match="name no primary of 'nobody'") as raised:
+        look_through(sentinel, service="nobody")
+    assert f"127.0.0.1:{sentinel.port}" in str(raised.value)
+    sentinel.kill()
+    with pytest.raises(fencer.StoreUnavailable, match="1 of them did not answer") as raised:
+        look_through(sentinel)
+    assert f"127.0.0.1:{sentinel.port}" in str(raised.value)
 
 
 def test_sentinels_that_lose_patience(
@@ -258,6 +368,21 @@ def test_a_cluster_and_keys_without_braces(cluster: Server) -> None:
     """Every call would be refused with CROSSSLOT."""
     report = look_at_cluster(cluster, hash_tag=False)
     assert any("no braces" in each.danger for each in report.findings)
+
+
+def test_a_node_that_only_imports(cluster: Server, make_server: MakeServer) -> None:
+    """A node that has no slots yet would count as one of the majority."""
+    newcomer = make_server(persistence="none", settings={"cluster-enabled": "yes"})
+    with redis.Redis(port=cluster.port) as store, redis.Redis(port=newcomer.port) as other:
+        other.execute_command("CLUSTER", "MEET", "127.0.0.1", cluster.port)
+        first, second = (each.execute_command("CLUSTER", "MYID") for each in (store, other))
+        assert eventually(lambda: "16383" in str(other.execute_command("CLUSTER NODES")), 30)
+        other.execute_command("CLUSTER", "SETSLOT", 7, "IMPORTING", first)
+        found = list(_groups.cluster(Node(other, "newcomer"), 10.0, hash_tag=True))
+        other.execute_command("CLUSTER", "SETSLOT", 7, "STABLE")
+        newcomer.kill()
+        store.execute_command("CLUSTER", "FORGET", second)
+    assert any("Only 1 primary has slots" in each.danger for each in found)
 
 
 def test_a_cluster_node_as_the_server(cluster: Server) -> None:

@@ -130,6 +130,62 @@ def test_marks_that_end(good: str, store: redis.Redis) -> None:
     assert finding.names == ("fencer:{42}:guard:till",)
 
 
+def test_a_mark_that_is_ahead(good: str) -> None:
+    """Every holder would be refused for two centuries, and the doctor say that all is well."""
+    seen = 8_999_999_999_999_995
+    with fencer.connect(good) as f:
+        guard = RedisGuard(f.client, "till", name="orders")
+        guard.check(seen)
+        RedisGuard(f.client, "soon").check(round((time.time() + 60) * 1e6))
+        with pytest.raises(fencer.StaleToken):
+            guard.check(f.acquire("orders", ttl=30))
+        finding = only(look(good))
+        assert (finding.check, finding.severity) == ("mark-ahead", Severity.DANGER)
+        assert finding.names == ("fencer:{till}:guard",)
+        assert f"fencer advance NAME {seen}" in finding.cure
+        f.advance("orders", seen)
+        guard.check(f.acquire("orders", ttl=30))
+        assert checks(look(good)) == {("tokens-ahead", "warning")}, "which the cure foretells"
+
+
+def test_a_mark_of_leases_elsewhere(good: str, make_server: MakeServer) -> None:
+    """A guard whose leases are on another server would be called ahead of them."""
+    seen = 8_999_999_999_999_995
+    other = make_server(persistence="aof-always")
+    with fencer.connect(good) as f, fencer.connect(other.unix_url) as leases:
+        RedisGuard(f.client, "till").check(seen)
+        leases.advance("till", seen)
+    found = {each.check for each in look(good, other.unix_url).findings}
+    assert "mark-ahead" not in found
+    assert "mark-ahead" in {each.check for each in look(good).findings}
+
+
+def test_marks_with_a_prefix(good: str, store: redis.Redis) -> None:
+    """Guards of others would be told of, or one's own be missed, by whoever asks for some names."""
+    with fencer.connect(good) as f:
+        RedisGuard(f.client, "orders-till").check(5)
+        RedisGuard(f.client, "orders-safe", tag="42").check(5)
+        RedisGuard(f.client, "till", tag="orders-1").check(5)
+    for key in store.scan_iter():
+        store.expire(key, 1_000)
+    assert set(only(look(good, prefix="orders")).names) == {
+        "fencer:{orders-till}:guard",
+        "fencer:{42}:guard:orders-safe",
+    }
+
+
+def test_a_mark_beyond_all_tokens(good: str) -> None:
+    """The cure would be a command that is refused."""
+    with fencer.connect(good) as f:
+        RedisGuard(f.client, "till").check(2**53 - 1)
+        finding = only(look(good))
+        assert (finding.check, finding.severity) == ("mark-ahead", Severity.DANGER)
+        assert "fencer advance" not in finding.cure
+        assert "DEL fencer:{till}:guard" in finding.cure
+        with pytest.raises(fencer.InvalidArgument):
+            f.advance("till", 2**53 - 1)
+
+
 @pytest.mark.parametrize("wrong", ["type", "token"])
 def test_marks_that_are_no_marks(good: str, store: redis.Redis, wrong: str) -> None:
     """A guard would refuse every write, and nobody know why."""

@@ -136,6 +136,42 @@ def test_persistence(
     finding = only(look(good))
     assert (finding.check, finding.severity) == ("persistence", severity)
     assert says in finding.danger
+    assert "in its configuration file" in finding.cure, "else the next start undoes it"
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({}, ""),
+        ({"appendonly": "no", "save": ""}, "appendonly is no"),
+        ({"appendonly": "no", "save": "60 1"}, "appendonly is no"),
+        ({"appendfsync": "everysec"}, "appendfsync is everysec"),
+        ({"appendfsync": "no"}, "appendfsync is no"),
+        ({"maxmemory": "100mb", "maxmemory-policy": "volatile-lru"}, "evict"),
+    ],
+)
+def test_dense_tokens(good: str, store: redis.Redis, settings: dict[str, str], says: str) -> None:
+    """An operator would be told that tokens go on rising, and see them begin at 1 again."""
+    for name, value in settings.items():
+        store.config_set(name, value)
+    with fencer.connect(good) as f, fencer.connect(good, tokens="dense") as dense:
+        for name in ("small", "smaller"):
+            dense.acquire(name, ttl=30).release()
+        f.acquire("orders", ttl=30)
+        report = look(good)
+        found = [each for each in report.findings if each.check == "dense-tokens"]
+        if not settings:
+            assert (findings(report), found) == ([], [])
+            return
+        assert [(each.severity, each.names) for each in found] == [
+            (Severity.DANGER, ("small", "smaller"))
+        ]
+        assert says in found[0].danger
+        for each in report.findings:
+            assert "okens go on rising" not in each.consequence.replace("Time tokens", "")
+        for name in ("small", "smaller"):
+            f.acquire(name, ttl=30)
+        assert "dense-tokens" not in {each.check for each in look(good).findings}, "the cure"
 
 
 def test_a_disk_that_cannot_be_written(make_server: MakeServer) -> None:
@@ -200,6 +236,20 @@ def test_replicas_that_nobody_waits_for(pair: tuple[Server, Server]) -> None:
         store.config_set("min-replicas-to-write", 0)
         finding = only(look(primary.url))
         assert (finding.check, finding.severity) == ("replicas", Severity.WARNING)
+        assert "in its configuration file" in finding.cure
+        assert "on every server" in finding.cure
+
+
+def test_dense_tokens_and_a_replica(pair: tuple[Server, Server]) -> None:
+    """A failover would issue tokens a second time, and nobody have been told."""
+    primary, _ = pair
+    assert eventually(acknowledged(primary), 30)
+    with fencer.connect(primary.unix_url, tokens="dense") as f:
+        f.acquire("small", ttl=30).release()
+        finding = only(look(primary.url))
+        f.client.flushall()
+    assert (finding.check, finding.severity) == ("dense-tokens", Severity.DANGER)
+    assert "failover" in finding.danger
 
 
 def test_the_replica_is_examined_too(pair: tuple[Server, Server]) -> None:
