@@ -43,6 +43,9 @@ _ROUNDS = 4
 _PASSING = frozenset({"MOVED", "ASK", "TRYAGAIN", "CLUSTERDOWN", "MASTERDOWN", "READONLY"})
 """Refusals that say nothing about the lease, and pass by themselves."""
 
+_ASTRAY = frozenset({"MOVED", "ASK", "TRYAGAIN"})
+"""Those that say where a slot is."""
+
 
 @dataclass(frozen=True, slots=True)
 class Send:
@@ -123,7 +126,7 @@ class Routing:
             try:
                 return (yield Send(where, step, asking))
             except StoreError as error:
-                if error.code not in ("MOVED", "ASK", "TRYAGAIN"):
+                if error.code not in _ASTRAY:
                     yield from self.doubt(where, error)
                     raise passing(error) from error.__cause__
                 if time.monotonic() > until:
@@ -301,7 +304,10 @@ def passing(error: StoreError) -> StoreError:
     """What an error comes to: a refusal that passes by itself is an outage, and undid nothing."""
     if error.code not in _PASSING or isinstance(error, StoreUnavailable):
         return error
-    outage = StoreUnavailable(str(error), maybe_applied=False, code=error.code)
+    message = str(error)
+    if error.code in _ASTRAY:
+        message = f"the slot is being moved between nodes ({error.__cause__}): ask again later"
+    outage = StoreUnavailable(message, maybe_applied=False, code=error.code)
     outage.__cause__ = error.__cause__
     return outage
 

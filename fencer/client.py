@@ -194,7 +194,8 @@ class Fencer(BaseFencer):
             a random part, so that it is unique per process and changes after a fork.
         tokens: ``"time"`` mints ``max(last + 1, server time in microseconds)``, which rises even
             when the store loses data; ``"dense"`` mints small numbers, which is safe only where
-            the store never loses an acknowledged write.
+            the store never loses an acknowledged write, and for names that are used at least once
+            in the time that ``keep`` says: after that they begin at 1 again.
         keep: for how many seconds an idle name's last token and history are kept.
         history: about how many events are kept per name.
         durability: how safe a grant must be before its token is handed out, however it comes:
