@@ -86,6 +86,7 @@ class Candidate:
         self.name = options.pop("name", "lead")
         self.who = client.holder
         self.asyncio = isinstance(client, Blocking)
+        self._awaits: list[threading.Event] = []
         self._diary = diary
         callbacks = {
             each: self._recorded(each, during.get(each))
@@ -97,12 +98,19 @@ class Candidate:
         else:
             self.twin = self.election = fencer.Election(client, self.name, **options, **callbacks)
 
+    @property
+    def lease(self) -> Any:
+        """Its lease, with blocking methods."""
+        lease = self.twin.lease
+        return Blocking(lease, self.client._loop) if self.asyncio else lease
+
     def sleep(self, seconds: float) -> Any:
         """What a callback returns that lasts so long."""
         return asyncio.sleep(seconds) if self.asyncio else time.sleep(seconds)
 
     def until(self, event: threading.Event) -> Any:
-        """What a callback returns that lasts until the event is set."""
+        """What a callback returns that lasts until the event is set, or the test ends."""
+        self._awaits.append(event)
         if not self.asyncio:
             return event.wait()
 
@@ -111,6 +119,11 @@ class Candidate:
                 await asyncio.sleep(0.01)
 
         return wait()
+
+    def let_go(self) -> None:
+        """Have every callback come to its end."""
+        for event in self._awaits:
+            event.set()
 
     def _recorded(self, name: str, inner: Callable[[Candidate, Any], Any] | None) -> Any:
         def call(argument: Any) -> Any:
@@ -173,6 +186,7 @@ def elect(
             options = {"ttl": 1.0, "retry_interval": 0.25, **options}
             candidate = Candidate(client, diary, during, history, **options)
             opened.callback(candidate.election.stop, timeout=10)
+            opened.callback(candidate.let_go)
             if start:
                 candidate.election.start()
             return candidate

@@ -14,7 +14,11 @@ import pytest
 
 import fencer
 from fencer.embedded import Server
+from tests.election import bugs
 from tests.election.conftest import eventually
+from tests.faults import bugs as shared
+from tests.faults.history import History
+from tests.faults.planted import twin
 from tests.faults.record import BEGIN
 
 THREADS = """
@@ -74,6 +78,7 @@ def held(server: Server) -> bool:
         return client.inspect("lead").held
 
 
+@twin(bugs.ends_without_a_stop)
 @pytest.mark.parametrize(
     "script",
     [
@@ -89,6 +94,7 @@ def test_the_end_of_the_program_is_a_graceful_stop(script: str, server: Server) 
     assert not held(server)
 
 
+@twin(bugs.ends_as_a_leader)
 def test_a_follower_at_the_end_of_the_program(server: Server) -> None:
     """A program would not end, or not in silence, because it waits to lead."""
     with fencer.connect(server.unix_url) as client, client.acquire("lead", ttl=60):
@@ -104,6 +110,7 @@ def test_a_follower_at_the_end_of_the_program(server: Server) -> None:
         assert ends(script, server) == (0, "", "")
 
 
+@twin(bugs.never_releases)
 def test_a_task_that_is_cancelled_in_its_block_steps_down(server: Server) -> None:
     """A cancelled task would leave a leader behind that nobody can reach any more."""
     script = ASYNCIO + (
@@ -146,6 +153,7 @@ def leads(process: subprocess.Popen[str]) -> None:
     assert [process.stdout.readline() for _ in range(2)] == ["runs\n", "leads\n"]
 
 
+@twin(bugs.hears_no_sigterm)
 @pytest.mark.parametrize("api", RUN)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_run_ends_by_a_signal(api: str, number: int, server: Server) -> None:
@@ -158,6 +166,7 @@ def test_run_ends_by_a_signal(api: str, number: int, server: Server) -> None:
     assert not held(server)
 
 
+@twin(bugs.hides_a_second_signal)
 @pytest.mark.parametrize("api", RUN)
 def test_a_second_signal_ends_a_stop_that_hangs(api: str, server: Server) -> None:
     """A service whose on_lost hangs could be stopped with SIGKILL only."""
@@ -172,6 +181,7 @@ def test_a_second_signal_ends_a_stop_that_hangs(api: str, server: Server) -> Non
         assert process.wait(20) == -signal.SIGTERM
 
 
+@twin(bugs.remembers_in_a_child)
 def test_a_forked_child_has_no_part_in_the_lead(server: Server) -> None:
     """A child would believe that it leads, or end its parent's term when it ends."""
     script = THREADS + (
@@ -190,20 +200,24 @@ def test_a_forked_child_has_no_part_in_the_lead(server: Server) -> None:
     assert not held(server)
 
 
-def test_a_leader_that_is_killed_is_replaced(server: Server) -> None:
+@twin(shared.one_token_for_all)
+def test_a_leader_that_is_killed_is_replaced(server: Server, history: History) -> None:
     """Nobody would lead after a crash."""
     script = THREADS.replace("ttl=30", "ttl=1, retry_interval=1") + "lead(); time.sleep(60)"
     with (
         running(script, server) as process,
         fencer.connect(server.unix_url) as client,
-        fencer.Election(client, "lead", ttl=1, retry_interval=1) as election,
     ):
         assert process.stdout is not None
-        eventually(lambda: held(server))
-        process.kill()
-        eventually(lambda: election.is_leader)
+        assert process.stdout.readline() == "leads\n"
+        with fencer.Election(client, "lead", ttl=1, retry_interval=1) as election:
+            eventually(lambda: client.inspect("lead").waiters == 1)
+            process.kill()
+            history.healed(30)
+            eventually(lambda: election.is_leader)
 
 
+@twin(shared.believes_too_long)
 def test_a_leader_that_was_paused_is_a_follower(server: Server) -> None:
     """A process that wakes up would go on leading beside its successor, or take the lead back."""
     script = THREADS.replace("ttl=30", "ttl=1, retry_interval=1") + (
