@@ -26,7 +26,8 @@ import os, signal, sys, time
 import fencer
 client = fencer.connect(sys.argv[1], holder="child")
 def on_lost(reason):
-    print("lost", client.inspect("lead").held, flush=True)
+    sys.stdout.write(f"lost {client.inspect('lead').held}\\n")  # in one go: others print, too
+    sys.stdout.flush()
 election = fencer.Election(client, "lead", ttl=30, on_lost=on_lost)
 def lead():
     election.start()
@@ -171,7 +172,8 @@ def test_run_ends_by_a_signal(api: str, number: int, server: Server) -> None:
 def test_a_second_signal_ends_a_stop_that_hangs(api: str, server: Server) -> None:
     """A service whose on_lost hangs could be stopped with SIGKILL only."""
     sleep = "time.sleep(60)" if api == "threads" else "await asyncio.sleep(60)"
-    script = RUN[api].replace('    print("lost"', f"    print('hangs', flush=True); {sleep} #")
+    begin = "def on_lost(reason):\n"
+    script = RUN[api].replace(begin, f"{begin}    print('hangs', flush=True); {sleep}\n")
     with running(script, server) as process:
         leads(process)
         process.send_signal(signal.SIGTERM)
@@ -223,7 +225,8 @@ def test_a_leader_that_was_paused_is_a_follower(server: Server) -> None:
     script = THREADS.replace("ttl=30", "ttl=1, retry_interval=1") + (
         "lead()\nwhile election.is_leader: time.sleep(0.01)\n"
         "while not (leader := election.leader()): time.sleep(0.01)\n"
-        "print(leader.holder, election.is_leader, flush=True); time.sleep(60)"
+        "sys.stdout.write(f'{leader.holder} {election.is_leader}\\n'); sys.stdout.flush()\n"
+        "time.sleep(60)"
     )
     with (
         running(script, server) as process,

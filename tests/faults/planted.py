@@ -119,6 +119,20 @@ def _twins(items: list[pytest.Function]) -> list[pytest.Function]:
     return made
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Refuse a fault test, one that leaves a record, without a twin or a reason."""
+    bare = {
+        f"{item.location[0]}::{item.originalname}"
+        for item in items
+        if isinstance(item, pytest.Function)
+        and "history" in item.fixturenames
+        and TWIN not in item.stash
+        and not any(item.get_closest_marker(name) for name in ("twin", "no_twin"))
+    }
+    if bare:
+        raise pytest.UsageError(f"these have neither a twin nor no_twin(why): {sorted(bare)}")
+
+
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> Generator[None, None, None]:
     """Plant the bug."""
