@@ -15,9 +15,10 @@ from redis.cluster import RedisCluster
 from fencer._keys import Keyspace
 from fencer.acl import rules
 from fencer.doctor import _access, _groups, _leases, _servers
-from fencer.doctor._leases import DEFAULT_TTL, Survey
+from fencer.doctor._leases import DEFAULT_TTL
 from fencer.doctor._nodes import Group, Node, found_by, group_of, pairs, replicas_of
 from fencer.doctor._records import Finding, NotSeen, Report, Severity, Unseen
+from fencer.doctor._survey import Survey, second_look, survey
 from fencer.errors import InvalidArgument, StoreUnavailable
 
 _WORST_FIRST = list(Severity)
@@ -116,10 +117,10 @@ class _Examination:
         found: list[tuple[Node, Survey]] = []
 
         def look(node: Node) -> Iterator[Finding]:
-            survey = _leases.survey(node, self._keyspace, self._prefix)
-            _leases.second_look(node, self._keyspace, survey)
-            found.append((node, survey))
-            for why in survey.missed():
+            seen = survey(node, self._keyspace, self._prefix)
+            second_look(node, self._keyspace, seen)
+            found.append((node, seen))
+            for why in seen.missed():
                 self._miss("leases", node, why)
             yield from ()
 
@@ -151,14 +152,14 @@ class _Examination:
         for node in members[1:]:
             self._look("clocks", node, partial(_groups.clocks, first, node, ttl))
         self._look("own-clock", first, partial(_groups.own_clock, first, ttl))
-        for node, survey in seen:
-            judge = partial(_leases.judge, survey, node, self._keyspace)
+        for node, found in seen:
+            judge = partial(_leases.judge, found, node, self._keyspace)
             self._look("leases", node, judge)
-            short = partial(_leases.short_ttl, survey, node, self._keyspace)
+            short = partial(_leases.short_ttl, found, node, self._keyspace)
             self._look("short-ttl", node, short)
-            early = partial(_leases.marks_ahead, survey, node, self._keyspace, largest)
+            early = partial(_leases.marks_ahead, found, node, self._keyspace, largest)
             self._look("leases", node, early)
-            small = [name for name, each in survey.names.items() if each.dense]
+            small = [name for name, each in found.names.items() if each.dense]
             self._look("dense-tokens", node, partial(_servers.dense, node, group.kind, small))
         known = sorted(name for _, survey in seen for name in survey.names)
         who = (self._keyspace, self._user, self._prefix, known)

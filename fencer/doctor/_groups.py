@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from fencer._steps import text
-from fencer.doctor._leases import Survey
 from fencer.doctor._nodes import Group, Node, pairs
 from fencer.doctor._records import Finding, NotSeen, Severity
+from fencer.doctor._survey import Survey
 from fencer.errors import StoreUnavailable
 
 FRACTION = 0.1

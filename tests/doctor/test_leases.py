@@ -11,7 +11,7 @@ import redis
 import fencer
 from fencer import embedded
 from fencer._keys import Keyspace
-from fencer.doctor import Severity, Verdict, _leases
+from fencer.doctor import Severity, Verdict, _leases, _survey
 from fencer.doctor._nodes import Node
 from fencer.drill.proxy import Proxy
 from fencer.guards import RedisGuard
@@ -255,7 +255,7 @@ def test_a_line_that_does_not_move(good: str) -> None:
 
 def test_too_many_names(good: str, store: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
     """The doctor would take a part for the whole, or never come to an end."""
-    monkeypatch.setattr(_leases, "MOST", 3)
+    monkeypatch.setattr(_survey, "MOST", 3)
     for number in range(5):
         store.set(f"fencer:{{n{number}}}:token", 5)
     report = look(good)
@@ -311,10 +311,10 @@ def test_the_second_look_is_a_look(good: str, store: redis.Redis) -> None:
     keyspace = Keyspace()
     with open_client(good) as client:
         node = Node(client, "here")
-        found = _leases.survey(node, keyspace)
+        found = _survey.survey(node, keyspace)
 
         def pause(_: float) -> None:
             store.delete(STEM + "queue")
 
-        _leases.second_look(node, keyspace, found, pause)
+        _survey.second_look(node, keyspace, found, pause)
         assert list(_leases.judge(found, node, keyspace)) == []

@@ -8,7 +8,7 @@ from redis.cluster import ClusterNode
 
 import fencer
 from fencer._keys import Keyspace
-from fencer.doctor import Severity, _groups, _leases, examine
+from fencer.doctor import Severity, _groups, _leases, _survey, examine
 from fencer.doctor._nodes import Node as Asked
 from fencer.doctor._records import Report
 from tests.fix_cluster import Cluster, Move
@@ -69,9 +69,9 @@ def test_a_slot_that_moves_meanwhile(cluster: Cluster) -> None:
     move.source.do("ZADD", "fencer:{moving}:queue", 1, "a" * 32)
     keyspace = Keyspace()
     node = Asked(move.source.client, move.source.address)
-    found = _leases.survey(node, keyspace)
+    found = _survey.survey(node, keyspace)
     assert "moving" in found.names
-    _leases.second_look(node, keyspace, found, lambda _: move.all_at_once())
+    _survey.second_look(node, keyspace, found, lambda _: move.all_at_once())
     assert list(_leases.judge(found, node, keyspace)) == []
     (why,) = found.missed()
     assert "'moving'" in why

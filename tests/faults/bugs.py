@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from fencer import _clock, _protocol
+from fencer._lease import BaseLease, State
 from fencer._protocol import Protocol
 from tests.faults.planted import in_script
 
@@ -121,3 +122,15 @@ def newcomers_overtake(patch: pytest.MonkeyPatch) -> None:
 def same_grant_id(patch: pytest.MonkeyPatch) -> None:
     """All acquires of a process have one grant id."""
     patch.setattr(_protocol, "_new_grant", lambda: "0" * 32)
+
+
+def a_renewal_brings_back(patch: pytest.MonkeyPatch) -> None:
+    """A lease that was lost lives again when a renewal is confirmed."""
+    plain = BaseLease._settle
+
+    def settle(lease: BaseLease, reply: list[Any], started: float, ttl_ms: int) -> bool:
+        if reply[0] == "RENEWED":
+            lease._state = State.LIVE
+        return plain(lease, reply, started, ttl_ms)
+
+    patch.setattr(BaseLease, "_settle", settle)

@@ -11,7 +11,7 @@ import pytest
 import redis
 
 from fencer import StoreUnavailable, _clock, _protocol, _refusals, _wire
-from fencer._lease import BaseLease, State
+from fencer._lease import BaseLease
 from fencer._protocol import Protocol, Settings
 from fencer._steps import Call, Steps
 from tests.faults import bugs
@@ -264,18 +264,6 @@ def the_deadline_is_the_end(patch: pytest.MonkeyPatch) -> None:
 
     def settle(lease: BaseLease, reply: list[Any], started: float, ttl_ms: int) -> bool:
         lease.remaining()
-        return plain(lease, reply, started, ttl_ms)
-
-    patch.setattr(BaseLease, "_settle", settle)
-
-
-def a_renewal_brings_back(patch: pytest.MonkeyPatch) -> None:
-    """A lease that was lost lives again when a renewal is confirmed."""
-    plain = BaseLease._settle
-
-    def settle(lease: BaseLease, reply: list[Any], started: float, ttl_ms: int) -> bool:
-        if reply[0] == "RENEWED":
-            lease._state = State.LIVE
         return plain(lease, reply, started, ttl_ms)
 
     patch.setattr(BaseLease, "_settle", settle)

@@ -368,7 +368,7 @@ def test_a_renewal_slower_than_the_ttl(protocol: Protocol, clock: Clock) -> None
     assert not lease.valid
 
 
-@twin(bugs_leases.a_renewal_brings_back)
+@twin(bugs.a_renewal_brings_back)
 def test_a_holder_that_heard_of_the_loss_stays_out(protocol: Protocol, clock: Clock) -> None:
     """A success that comes too late would bring a lease back whose end was acted upon."""
     lease = lease_of(protocol, clock)

@@ -16,7 +16,7 @@ from fencer import _clock, _keeper, _keeping, _turns
 from fencer._client import BaseFencer
 from fencer._keeper import Keeper
 from fencer._keeping import TaskKeeping, ThreadKeeping
-from fencer._lease import BaseLease, State
+from fencer._lease import BaseLease
 from fencer._steps import Batch, Steps
 from fencer._turns import Turns
 from fencer._wire import AsyncWire, Wire, _Loan
@@ -175,18 +175,6 @@ def renews_what_has_ended(patch: pytest.MonkeyPatch) -> None:
     """The keeper neither hears of the end of a lease nor looks whether there was one."""
     patch.setattr(Keeper, "drop", lambda keeper, lease: None)
     patch.setattr(Keeper, "_alive", lambda keeper, lease: True)
-
-
-def a_reply_revives(patch: pytest.MonkeyPatch) -> None:
-    """A lease that was renewed is live, whatever has become of it meanwhile."""
-    plain = BaseLease._settle
-
-    def settle(lease: BaseLease, reply: list[Any], started: float, ttl_ms: int) -> bool:
-        if reply[0] == "RENEWED":
-            lease._state = State.LIVE
-        return plain(lease, reply, started, ttl_ms)
-
-    patch.setattr(BaseLease, "_settle", settle)
 
 
 def releases_nothing_at_the_end(patch: pytest.MonkeyPatch) -> None:

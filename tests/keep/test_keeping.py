@@ -332,7 +332,7 @@ def test_a_slow_renew_of_the_callers_meets_a_beat(
     assert 0 < int(done.stdout) < 300, "tries of a keeper that waits for a second"
 
 
-@twin(bugs.a_reply_revives)
+@twin(common.a_renewal_brings_back)
 def test_a_release_during_a_renew_in_flight(
     connect: Connect, proxy: Proxy, other: fencer.Fencer
 ) -> None:
