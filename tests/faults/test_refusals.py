@@ -184,11 +184,11 @@ def persistence(store: redis.Redis) -> Any:
 def test_loading(make_server: MakeServer, connect: Connect, tmp_path: Path) -> None:
     """A server that has just been restarted would look like a broken one, or like a free name."""
     folder = tmp_path / "data"
-    server = make_server(folder, persistence="rdb", settings={"key-load-delay": "5000"})
+    server = make_server(folder, persistence="rdb", settings={"key-load-delay": "3000"})
     ours = connect(server.unix_url)
     ours.acquire("orders", ttl=60)
     with redis.Redis.from_url(server.unix_url) as store:
-        for number in range(400):  # the server looks up from loading every 2 MB
+        for number in range(800):  # the server looks up from loading every 2 MB
             store.set(f"other:{number}", os.urandom(50_000))
         store.save()
     server.kill()
