@@ -12,7 +12,7 @@ A bug is a function that is given a `pytest.MonkeyPatch`; it stands at the top o
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from importlib import import_module
 from typing import Any
 
@@ -36,7 +36,6 @@ FAILURES = (
 """How a twin may fail; the mark's ``raises`` adds to it. Any other error is the bug's own."""
 
 TWIN = pytest.StashKey[pytest.Mark]()
-_PATCH = pytest.StashKey[pytest.MonkeyPatch]()
 _FOUND = pytest.StashKey[bool]()
 
 
@@ -133,26 +132,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         raise pytest.UsageError(f"these have neither a twin nor no_twin(why): {sorted(bare)}")
 
 
-@pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_runtest_setup(item: pytest.Item) -> Generator[None, None, None]:
-    """Plant the bug."""
-    if TWIN in item.stash:
-        bug: Bug = item.stash[TWIN].args[0]
-        patch = item.stash[_PATCH] = pytest.MonkeyPatch()
-        bug(patch)
-        patch.setenv(VARIABLE, f"{bug.__module__}:{bug.__name__}")
-    yield
-
-
-@pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, None, None]:
-    """Remove the bug."""
-    try:
+@pytest.fixture(autouse=True)
+def planted(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Plant the bug, if this is a twin; not in what outlives the test, which is set up before."""
+    if TWIN not in request.node.stash:
         yield
+        return
+    bug: Bug = request.node.stash[TWIN].args[0]
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            bug(patch)
+            patch.setenv(VARIABLE, f"{bug.__module__}:{bug.__name__}")
+            yield
     finally:
-        if _PATCH in item.stash:
-            item.stash[_PATCH].undo()
-            _scripts.load.cache_clear()
+        _scripts.load.cache_clear()
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
